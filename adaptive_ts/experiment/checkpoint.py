@@ -1,0 +1,400 @@
+"""Verified checkpoints: orbax writes and reads them, checksums say whether to believe them.
+
+orbax 0.12 keeps no checksums: a flipped bit in a data file restores as wrong numbers, silently. So
+each leaf's checksum, dtype and shape go into the JSON item and are compared on restore; what cannot
+be read or does not agree is named, and the checkpoint before it is used. All of orbax that this
+project touches is in this file.
+"""
+
+import contextlib
+import functools
+import gc
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from adaptive_ts.experiment.errors import UserError, one_line, quiet
+
+PyTree = Any
+Log = Callable[[str], None]
+_UINT = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
+_STATUS = re.compile(
+    r"RESOURCE_EXHAUSTED|PERMISSION_DENIED|FAILED_PRECONDITION|UNAVAILABLE|DATA_LOSS|INTERNAL|"
+    r"ABORTED|DEADLINE_EXCEEDED|No space left|Read-only file system"
+)
+
+
+class Checkpoints(NamedTuple):
+    """A folder of checkpoints, opened by ``open_checkpoints``.
+
+    Attributes:
+        save: ``(step, state, meta) -> bool``: starts writing and returns while it goes on; False if
+            this step was already saved or restored here. ``meta`` is anything JSON can hold.
+            Raises UserError when the disk refuses (also for the save before, which ran on), and
+            ValueError for a leaf that cannot be saved.
+        restore_latest: ``(abstract_state, log) -> (step, state, meta) | None``: the newest
+            checkpoint that verifies, None when there is none at all. ``abstract_state`` holds
+            ``jax.ShapeDtypeStruct`` with shardings, of any mesh. Raises UserError when none is
+            usable, or when an intact one belongs to another model.
+        latest_step: ``() -> int | None``: the newest step on disk not known to be damaged.
+        wait: ``() -> None``: until the last save is on disk. Raises UserError if it failed.
+        close: ``() -> None``: waits, then stops the background threads. Raises like ``wait``.
+    """
+
+    save: Callable[[int, PyTree, dict], bool]
+    restore_latest: Callable[..., tuple[int, PyTree, dict] | None]
+    latest_step: Callable[[], int | None]
+    wait: Callable[[], None]
+    close: Callable[[], None]
+
+
+class _DamagedError(Exception):
+    """A checkpoint that cannot be used; the message is the reason."""
+
+
+def state_digest(tree: PyTree) -> str:
+    """SHA-256 over a whole state: the same digest means the same bits.
+
+    Leaves come in ``jax.tree_util.tree_flatten_with_path`` order, each as path, dtype, shape and
+    C-order bytes; typed keys by ``jax.random.key_data``. Device count and sharding don't matter.
+
+    Args:
+        tree: arrays, typed keys or numbers, with the step and the data position among them.
+
+    Returns:
+        64 hex digits.
+
+    Raises:
+        TypeError: for a leaf that is not an array of numbers.
+    """
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+        name = jax.tree_util.keystr(path)
+        if array.dtype == object:
+            raise TypeError(f"leaf {name} is {type(leaf).__name__}: make it an array of numbers")
+        digest.update(f"{name}\0{array.dtype}\0{tuple(array.shape)}\0".encode())
+        digest.update(_on_host(_raw(array)).tobytes())
+    return digest.hexdigest()
+
+
+def checksums(tree: PyTree, *, on_device: bool | None = None) -> dict[str, int]:
+    """A 32-bit sum per leaf, computed where the leaf lives.
+
+    The bits of each element, as uint32, times the odd number ``2 * position + 1``, summed modulo
+    2^32: exact in any order, so the same for any sharding; any single flipped bit changes it.
+
+    Args:
+        tree: arrays of 1, 2, 4 or 8 bytes per element, or typed keys.
+        on_device: compiled, for each shape; or by NumPy. By default NumPy for a CPU's own arrays.
+
+    Returns:
+        ``{path: checksum}``.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    raw = [_raw(x) for _, x in leaves]
+    device = [not _on_cpu(x) if on_device is None else on_device for x in raw]
+    sums = [_checksum(x) if d else _host_checksum(x) for d, x in zip(device, raw, strict=True)]
+    sums = jax.device_get(sums)
+    return {jax.tree_util.keystr(p): int(s) for (p, _), s in zip(leaves, sums, strict=True)}
+
+
+def open_checkpoints(
+    folder: str | os.PathLike, *, max_to_keep: int = 3, keep_period: int | None = None
+) -> Checkpoints:
+    """Opens a folder of checkpoints, making it if needed.
+
+    Args:
+        folder: the folder; each checkpoint becomes ``folder/STEP``.
+        max_to_keep: how many of the newest stay.
+        keep_period: steps that are multiples of it also stay.
+
+    Returns:
+        The functions that save to and restore from it.
+
+    Raises:
+        ValueError: if ``max_to_keep`` is below 1.
+        UserError: if the folder cannot be made or read.
+    """
+    if max_to_keep < 1:
+        raise ValueError(f"max_to_keep must be at least 1; got {max_to_keep}")
+    root = epath.Path(folder).expanduser()
+    root = root if "://" in str(root) else root.absolute()
+    options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, keep_period=keep_period)
+    remedy = "pass --workdir another"
+    logging.getLogger("absl").addFilter(_no_orbax)
+    with _as_user_error(f"cannot use {root} for checkpoints", lambda: remedy), quiet():
+        root.mkdir(parents=True, exist_ok=True)
+        manager = ocp.CheckpointManager(root, item_names=("state", "meta"), options=options)
+    opened = _Folder(manager, root, set(), set())
+    return Checkpoints(
+        save=functools.partial(_save, opened),
+        restore_latest=functools.partial(_restore_latest, opened),
+        latest_step=functools.partial(_latest_step, opened),
+        wait=functools.partial(_wait, opened),
+        close=functools.partial(_close, opened),
+    )
+
+
+class _Folder(NamedTuple):
+    manager: ocp.CheckpointManager
+    root: epath.Path
+    damaged: set[int]  # found so by restore_latest, and still on disk
+    good: set[int]  # saved or restored here
+
+
+def _latest_step(folder: _Folder) -> int | None:
+    return max(set(ocp.utils.checkpoint_steps(folder.root)) - folder.damaged, default=None)
+
+
+def _save(folder: _Folder, step: int, state: PyTree, meta: dict) -> bool:
+    state = _saveable(state)
+    if step in folder.good:
+        return False
+    manager = folder.manager
+    with _writing(folder):
+        _probe(folder.root)
+        # An older one was restored and orbax overwrites nothing: now they are in the way.
+        for bad in folder.damaged & set(manager.all_steps()):
+            manager.delete(bad)
+        folder.damaged.clear()
+        newest = max(manager.all_steps(), default=-1)
+        if newest >= step:
+            raise UserError(
+                f"{folder.root} already holds step {newest}, and step {step} is to be saved: "
+                "restore it first, or pass --workdir another"
+            )
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            meta=ocp.args.JsonSave(_with_checksums(state, meta)),
+        )
+        manager.save(step, args=items, force=True)
+    folder.good.add(step)
+    return True
+
+
+def _restore_latest(
+    folder: _Folder, abstract_state: PyTree, log: Log = print
+) -> tuple[int, PyTree, dict] | None:
+    reasons = []
+    for step in sorted(ocp.utils.checkpoint_steps(folder.root), reverse=True):
+        try:
+            state, meta = _restore(folder, step, abstract_state)
+        except _DamagedError as e:
+            reasons.append(f"checkpoint {step} is damaged ({e})")
+            log(f"{reasons[-1]}: trying the one before")
+            folder.damaged.add(step)
+        else:
+            folder.good.add(step)
+            return step, state, meta
+    if not reasons:
+        return None
+    more = f" and {len(reasons) - 1} more" if reasons[1:] else ""
+    raise UserError(
+        f"no usable checkpoint in {folder.root}: {reasons[0]}{more}; remove the folder or pass "
+        "--workdir another"
+    )
+
+
+def _wait(folder: _Folder) -> None:
+    with _writing(folder):
+        folder.manager.wait_until_finished()
+        folder.manager.check_for_errors()
+
+
+def _close(folder: _Folder) -> None:
+    with _writing(folder):
+        folder.manager.close()
+
+
+def _no_orbax(record: logging.LogRecord) -> bool:
+    """Its threads log pages of traceback about what we report in one line."""
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def _probe(root: epath.Path) -> None:
+    """Fails where the disk does: orbax's threads would wait five minutes for a folder to appear."""
+    if "://" not in str(root):
+        probe = root / f".probe-{jax.process_index()}"
+        shutil.rmtree(probe, ignore_errors=True)
+        probe.mkdir()
+        try:
+            (probe / "file").write_bytes(bytes(4096))
+        finally:
+            shutil.rmtree(probe)
+
+
+def _writing(folder: _Folder):
+    def last_good() -> str:
+        with contextlib.suppress(OSError):
+            step = _latest_step(folder)
+            return "there is no earlier one" if step is None else f"the last one is step {step}"
+        return "the folder cannot be read"
+
+    return _as_user_error(f"cannot write a checkpoint to {folder.root}", last_good)
+
+
+def _raw(x) -> jax.Array | np.ndarray:
+    return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+
+def _on_host(x) -> np.ndarray:
+    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+        x = multihost_utils.process_allgather(x, tiled=True)
+    return np.ascontiguousarray(x)
+
+
+@jax.jit
+def _checksum(x):
+    if x.dtype == jnp.bool_:
+        x = x.astype(jnp.uint8)
+    if jnp.iscomplexobj(x):
+        x = jnp.stack([x.real, x.imag], axis=-1)
+    bits = jax.lax.bitcast_convert_type(x, _UINT[x.dtype.itemsize]).astype(jnp.uint32)
+    # Position from one iota per axis, not from a flattened view: that would gather sharded leaves.
+    position, stride = jnp.zeros(bits.shape, jnp.uint32), 1
+    for axis in reversed(range(bits.ndim)):
+        iota = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        position += iota * jnp.uint32(stride % 2**32)
+        stride *= bits.shape[axis]
+    weight = jnp.uint32(2) * position + jnp.uint32(1)
+    return jnp.sum(bits * weight, dtype=jnp.uint32)
+
+
+def _host_checksum(x) -> int:
+    x = _on_host(x).reshape(-1)
+    bits = x.view(f"u{min(x.itemsize, 4)}").astype(np.uint32)
+    return int(np.sum(bits * (2 * np.arange(bits.size, dtype=np.uint32) + 1), dtype=np.uint32))
+
+
+def _on_cpu(x) -> bool:
+    here = not isinstance(x, jax.Array) or x.is_fully_addressable
+    return here and all(d.platform == "cpu" for d in getattr(x, "devices", set)())
+
+
+def _saveable(state: PyTree) -> PyTree:
+    def check(path, leaf):
+        name = jax.tree_util.keystr(path)
+        if isinstance(leaf, str | bytes):
+            raise ValueError(f"leaf {name} is {leaf!r}: put text into meta")
+        array = leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
+        if array.dtype != getattr(leaf, "dtype", array.dtype):
+            raise ValueError(f"leaf {name} is {leaf.dtype}, which JAX would make {array.dtype}")
+        if array.size == 0:
+            raise ValueError(f"leaf {name} has shape {array.shape}: orbax saves no empty arrays")
+        return array
+
+    return jax.tree_util.tree_map_with_path(check, state)
+
+
+def _layout(tree: PyTree) -> dict[str, list]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(p): [str(x.dtype), list(x.shape)] for p, x in leaves}
+
+
+def _with_checksums(state: PyTree, meta: dict) -> dict:
+    content = {"meta": meta, "layout": _layout(state), "checksums": checksums(state)}
+    content = json.loads(json.dumps(content))  # as it will be read: keys are strings then
+    return {**content, "sha256": _json_digest(content)}
+
+
+def _json_digest(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _restore(folder: _Folder, step: int, abstract: PyTree) -> tuple[PyTree, dict]:
+    """Reads and verifies one step; _DamagedError if it is not what was saved."""
+    manager, root = folder.manager, folder.root
+    with _as_damaged():
+        item = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        if _json_digest({k: v for k, v in item.items() if k != "sha256"}) != item["sha256"]:
+            raise _DamagedError("its meta item does not match its checksum")
+    saved, wanted = item["layout"], _layout(abstract)
+    differing = sorted(k for k in {*saved, *wanted} if saved.get(k) != wanted.get(k))
+    if differing:
+        name = differing[0]
+        raise UserError(
+            f"checkpoint {step} in {root} does not fit this run: {name} is "
+            f"{saved.get(name, 'absent')} in it and {wanted.get(name, 'absent')} here"
+            f"{f', {len(differing) - 1} more differ' if differing[1:] else ''}; use the "
+            "configuration it was made with or pass --workdir another"
+        )
+    with _as_damaged():
+        target = ocp.args.StandardRestore(jax.tree.map(_placed, abstract))
+        state = manager.restore(step, args=ocp.args.Composite(state=target))["state"]
+        sums = checksums(state)
+        bad = [name for name, value in item["checksums"].items() if sums[name] != value]
+        if bad:
+            raise _DamagedError(
+                f"wrong checksum of {bad[0]}, {len(bad)} of {len(sums)} leaves in all"
+            )
+    return state, item["meta"]
+
+
+def _placed(leaf):
+    if getattr(leaf, "sharding", None) is not None:
+        return leaf
+    # Without a sharding orbax wants the devices that wrote the checkpoint.
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+
+
+@contextlib.contextmanager
+def _as_damaged() -> Iterator[None]:
+    """Any failure to read means damaged, for all processes if for one."""
+    failure = None
+    try:
+        with quiet():
+            yield
+    except _DamagedError as e:
+        failure = str(e)
+    except Exception as e:  # orbax, TensorStore and JSON raise a dozen kinds
+        failure = one_line(e)
+    if failure:
+        with quiet():
+            gc.collect()  # what a failed read leaves behind complains on stderr when it is freed
+    if jax.process_count() > 1:
+        ok = multihost_utils.process_allgather(np.int32(not failure))
+        failure = failure or (None if ok.all() else "another process cannot read it")
+    if failure:
+        raise _DamagedError(failure)
+
+
+@contextlib.contextmanager
+def _as_user_error(what: str, remedy: Callable[[], str]) -> Iterator[None]:
+    """A disk that refuses, in whatever form it comes, as one line; other errors pass."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as e:
+        cause = _disk_cause(e)
+        if cause is None:
+            raise
+        raise UserError(f"{what} ({cause}): {remedy()}", exit_code=1) from e
+
+
+def _disk_cause(error: BaseException | None) -> str | None:
+    while error is not None:
+        found = _OS_ERROR.search(str(error))
+        if found:
+            return os.strerror(int(found[1]))
+        if isinstance(error, OSError):
+            return error.strerror or one_line(error)
+        if _STATUS.search(str(error)):
+            return one_line(error)
+        error = error.__cause__ or error.__context__
+    return None

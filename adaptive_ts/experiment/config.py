@@ -1,0 +1,307 @@
+"""A run's configuration: frozen dataclasses, one per group, and what can be said about them.
+
+The docstring under each field is what ``train.py --help`` shows. A new field needs a default that
+keeps older runs what they were, and its range in `adaptive_ts.experiment.validation`.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from adaptive_ts.experiment.errors import UserError
+from adaptive_ts.experiment.fields import cast, flatten, leaf_types, leaves, nearest_field, replace
+from adaptive_ts.experiment.validation import validate
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "GenerateConfig",
+    "HostsConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "SamplerConfig",
+    "ScheduleConfig",
+    "TrainConfig",
+    "default_workdir",
+    "differences",
+    "fingerprint_fields",
+    "from_dict",
+    "replace",
+    "to_dict",
+    "validate",
+]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The images."""
+
+    name: str = "digits"
+    """Dataset."""
+    dir: str | None = None
+    """Folder of prepared datasets; None: tensorflow-datasets' own (~/tensorflow_datasets)."""
+    source_dir: str | None = None
+    """Folder with the dataset's original files, where there is no network to fetch them."""
+    image_size: int | None = None
+    """Side of the square images in pixels; None: as the dataset has them."""
+    flip: bool = False
+    """Mirror half of the training images, drawn anew each epoch."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network, and what it predicts."""
+
+    name: Literal["unet"] = "unet"
+    """Architecture."""
+    channels: int = 32
+    """Channels of the first level."""
+    multipliers: tuple[int, ...] = (1, 2)
+    """Channels of each level over those of the first; one level per number."""
+    res_blocks: int = 1
+    """Residual blocks per level."""
+    attention: tuple[bool, ...] = (False, True)
+    """Self-attention, level by level."""
+    dropout: float = 0.0
+    """Dropout probability in the residual blocks."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; parameters and losses stay float32."""
+    prediction: Literal["eps", "x0", "v"] = "eps"
+    """What the network predicts: noise, clean image, or velocity."""
+    variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
+    """Variance of the reverse step: beta_t, or that of the true posterior."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The noise schedule."""
+
+    name: str = "linear"
+    """Noise schedule."""
+    num_timesteps: int = 1000
+    """T, the number of diffusion timesteps."""
+    rescale: bool = True
+    """Scale the betas of linear and quad by 1000/T, so that any T ends in the same noise."""
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """Which timesteps to train on. The options from `objective` on are the adaptive sampler's."""
+
+    name: str = "adaptive"
+    """Timestep sampler."""
+    stratified: bool = False
+    """Uniform sampler: one draw from each of batch_size equal strata."""
+    importance_weighted: bool = False
+    """Weight the losses by 1/(T p(t)), so that the objective stays that of uniform sampling."""
+    uniform_prob: float = 0.0
+    """Probability of drawing uniformly instead of from the sampler."""
+    objective: Literal["vlb", "loss"] = "vlb"
+    """What the probe measures: the VLB term (bits/dim), or the training loss."""
+    every: int = 40
+    """f_S: probe on every such optimizer step."""
+    num_selected: int = 3
+    """|S|: timesteps that make up the reward."""
+    history: int = 20
+    """|Q|: profiles that the selection looks back on."""
+    entropy_coef: float = 1e-2
+    """Coefficient of the policy's entropy."""
+    learning_rate: float = 1e-2
+    """Adam learning rate of the policy."""
+    clip_norm: float = 1.0
+    """Global-norm clip of the policy's gradient."""
+    common_noise: bool = True
+    """Same noise before and after the step; False: fresh noise, as in the published code."""
+    entropy: Literal["bonus", "in_reward"] = "bonus"
+    """Entropy as a plain bonus; in_reward: inside the reward, as in the published code."""
+    reduce: Literal["mean", "sum"] = "mean"
+    """Reward over the selected timesteps: mean (paper) or sum (published code)."""
+    normalize_reward: bool = True
+    """Standardise the reward by its running mean and deviation; False: as in the code."""
+    lagged_selection: bool = False
+    """Reward with the timesteps selected by the previous probe, as in the published code."""
+    relative: bool = False
+    """Measure relative decreases: of the logarithm of each timestep's term."""
+    num_buckets: int = 100
+    """Strata of the time axis that a profile covers; T: every timestep, as in the code."""
+    jitter: bool = False
+    """Draw each stratum's timestep anew at each probe; False: its midpoint."""
+    chunk: int | None = None
+    """Buckets probed at once, to save memory; None: all."""
+    rounding: Literal["floor", "nearest"] = "floor"
+    """u to t: floor(u T), or round(u (T - 1)) with half-mass end bins, as in the code."""
+    decoder_nll: bool = False
+    """VLB at t=0 by the discretised decoder likelihood; False: the Gaussian KL there too."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam with linear warm-up and clipping, and the average of the weights."""
+
+    learning_rate: float = 2e-4
+    """Learning rate after the warm-up."""
+    b1: float = 0.9
+    """Adam's decay of the first moment."""
+    b2: float = 0.999
+    """Adam's decay of the second moment."""
+    warmup_steps: int = 5000
+    """Steps of linear warm-up."""
+    clip_norm: float = 1.0
+    """Global-norm clip of the gradient."""
+    ema_decay: float = 0.9999
+    """Decay of the weight average; it warms up as min(decay, (1 + n) / (10 + n))."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, and what to write down."""
+
+    steps: int = 2000
+    """Optimizer steps in all; raise it to train a finished run further."""
+    batch_size: int = 128
+    """Images per step, over all devices."""
+    log_every: int = 50
+    """Steps between lines of metrics.jsonl."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    max_to_keep: int = 3
+    """Checkpoints kept, the newest."""
+    tensorboard: bool = True
+    """Write the metrics for TensorBoard too."""
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """The images made at the end."""
+
+    num_images: int = 64
+    """How many."""
+    solver: Literal["ddpm", "ddim"] = "ddim"
+    """Ancestral sampling, or DDIM."""
+    steps: int = 50
+    """Solver steps, at most T."""
+    eta: float = 0.0
+    """DDIM noise: 0 deterministic, 1 as much as ancestral sampling."""
+
+
+@dataclass(frozen=True)
+class HostsConfig:
+    """More than one process. Start the same command on every host."""
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0."""
+    num_processes: int | None = None
+    """How many processes take part."""
+    process_id: int | None = None
+    """Which one this is, from 0."""
+    auto: bool = False
+    """Ask the environment for all three (TPU pods, SLURM, Open MPI)."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All of a run."""
+
+    seed: int = 0
+    """Seed of everything random: weights, data order, timesteps, noise."""
+    workdir: str | None = None
+    """Folder of the run; None: under runs/, named after the row and what was changed."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    hosts: HostsConfig = field(default_factory=HostsConfig)
+
+
+# Where bytes lie, how long to go on and what to write down do not change what is computed.
+_NOT_THE_RUN = (
+    *("workdir", "data.dir", "data.source_dir", "train.steps", "train.log_every"),
+    *("train.save_every", "train.max_to_keep", "train.tensorboard"),
+    *("hosts.coordinator", "hosts.num_processes", "hosts.process_id", "hosts.auto"),
+)
+
+# What default_workdir spells out.
+_IN_THE_NAME = ("seed", "sampler.name", "schedule.name")
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The config as nested dicts and lists, equal to what JSON gives back."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(saved: Mapping[str, Any]) -> Config:
+    """The config of a `to_dict`; absent fields take their defaults.
+
+    Raises:
+      UserError: unknown fields (with the nearest known ones) and values of a wrong type.
+    """
+    problems, values, kinds = [], {}, leaf_types(Config)
+    for path, value in flatten(saved, Config).items():
+        if path not in kinds:
+            close = nearest_field(path, kinds)
+            problems.append(f"{path}: unknown field{f': did you mean {close}?' if close else ''}")
+            continue
+        try:
+            values[path] = cast(value, kinds[path])
+        except TypeError as error:
+            problems.append(f"{path}: {error}")
+    if problems:
+        raise UserError(f"not a config of this version: {'; '.join(problems)}")
+    return replace(Config(), values)
+
+
+def fingerprint_fields(config: Config) -> dict[str, Any]:
+    """The fields that define what is computed, by path.
+
+    Left out: how long the run goes on, where it lies, how often it logs and saves, the hosts.
+    """
+    kinds = leaf_types(Config)
+    return {p: cast(v, kinds[p]) for p, v in leaves(config).items() if p not in _NOT_THE_RUN}
+
+
+def differences(saved: Mapping[str, Any], config: Config) -> list[str]:
+    """How a saved config (`to_dict`'s) differs from this one in `fingerprint_fields`.
+
+    A field that the saved config lacks, from before it existed, counts as its default.
+
+    >>> differences(to_dict(Config(seed=1)), Config())
+    ['seed: 1 there, 0 here']
+    """
+    here, kinds = fingerprint_fields(config), leaf_types(Config)
+    there = fingerprint_fields(Config())
+    for path, value in flatten(saved, Config).items():
+        if path in _NOT_THE_RUN:
+            continue
+        try:
+            there[path] = cast(value, kinds[path])
+        except (KeyError, TypeError):
+            there[path] = value
+    lines = [
+        f"{path}: {there[path]!r} there, {value!r} here"
+        for path, value in here.items()
+        if there[path] != value
+    ]
+    return lines + [f"{p}: {v!r} there, unknown here" for p, v in there.items() if p not in here]
+
+
+def default_workdir(row: str, config: Config, base: Config) -> str:
+    """``runs/ROW/SAMPLER-SCHEDULE-seedN``, and a hash if other fields differ from the row's.
+
+    Args:
+      row: the row's name.
+      config: the run's config.
+      base: the row's own, before anything was overridden.
+    """
+    name = f"{config.sampler.name}-{config.schedule.name}-seed{config.seed}"
+    own, asked = fingerprint_fields(base), fingerprint_fields(config)
+    if any(asked[p] != own[p] for p in asked if p not in _IN_THE_NAME):
+        text = json.dumps(asked, sort_keys=True)
+        name += f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return str(PurePosixPath("runs", row, name))

@@ -1,0 +1,194 @@
+"""The end of a run: held-out numbers, generated images, pictures, summary.json, one paragraph."""
+
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from adaptive_ts.experiment import pictures, report, sharding
+from adaptive_ts.experiment.checkpoint import state_digest
+from adaptive_ts.experiment.config import Config
+from adaptive_ts.experiment.data import Dataset
+from adaptive_ts.experiment.evaluate import Evaluation, evaluate
+from adaptive_ts.experiment.factory import Built
+from adaptive_ts.experiment.files import read_json, write_json
+from adaptive_ts.experiment.generate import make_generator
+from adaptive_ts.experiment.state import LOSS_BUCKETS, TrainState
+from adaptive_ts.grid import TimeGrid, strata
+from adaptive_ts.statistics import loss_mean, loss_std
+from adaptive_ts.types import Key
+
+_DENSITY_STRATA = 100
+_IMAGES_AT_ONCE = 256
+_FILES = (
+    ("samples/", "generated images"),
+    ("timesteps.png", "p(t) over training, against uniform"),
+    ("losses.png", "loss per timestep"),
+    ("curve.png", "training loss"),
+    ("metrics.jsonl", "all metrics"),
+    ("tensorboard/", "the same for TensorBoard"),
+    ("checkpoints/", "the state"),
+    ("summary.json", "these numbers"),
+)
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def density_timesteps(grid: TimeGrid) -> jax.Array:
+    """The timesteps at which p(t) is recorded during training."""
+    return strata(grid, min(_DENSITY_STRATA, grid.num_buckets))
+
+
+def is_complete(folder: Path, step: int) -> bool:
+    """Whether the run's reports are of this step."""
+    saved = read_json(folder / "summary.json")
+    return saved is not None and saved.get("steps") == step
+
+
+def complete_text(folder: Path, config: Config) -> str:
+    """What to say when there is nothing left to do."""
+    summary = read_json(folder / "summary.json")
+    more = max(2 * summary["steps"], config.train.steps)
+    return (
+        f"This run is complete: {summary['steps']:,} steps, nothing to do. "
+        f"{report.summary_text(summary, _FILES)} To train on: --train.steps {more}."
+    )
+
+
+def finish(
+    row: str,
+    config: Config,
+    folder: Path,
+    built: Built,
+    state: TrainState,
+    held_out: Dataset,
+    elapsed: float,
+    mesh: Mesh,
+    key: Key,
+) -> str:
+    """Evaluates, generates, draws and writes; returns the paragraph to print.
+
+    Every process takes part in the computing; process 0 writes.
+    """
+    step = int(state.step)
+    key_noise, key_images = jax.random.split(jax.random.fold_in(key, 2**31 - 1))
+    size = config.train.batch_size
+    result = evaluate(built, state.ema, held_out, size, key_noise, mesh)
+    shape = held_out.images.shape[1:]
+    images = generate_images(config, built, state, shape, mesh, key_images)
+    summary = {
+        "row": row,
+        "dataset": held_out.name,
+        "sampler": config.sampler.name,
+        "schedule": config.schedule.name,
+        "seed": config.seed,
+        "steps": step,
+        "loss": _recent_loss(folder),
+        "held_out_loss": result.total_loss,
+        "vlb_bits_per_dim": result.total_vlb,
+        "held_out_images": result.num_images,
+        "wall_clock_s": round(elapsed, 2),
+        "steps_per_s": round(step / max(elapsed, 1e-9), 3),
+        "images_per_s": round(step * size / max(elapsed, 1e-9), 1),
+        "devices": f"{mesh.size} x {jax.devices()[0].device_kind}",
+        "processes": jax.process_count(),
+        "versions": {
+            "python": platform.python_version(),
+            "adaptive_ts": _version("adaptive-ts"),
+            **{name: _version(name) for name in _PACKAGES},
+        },
+        "data_fingerprint": held_out.fingerprint,
+        "state_digest": state_digest({"state": state, "data": {"position": np.int64(step)}}),
+        "workdir": str(folder),
+    }
+    if jax.process_index() == 0:
+        _draw(config, folder, built.parts.grid, state, result, images, step)
+        write_json(folder / "summary.json", summary)
+    return report.summary_text(summary, _FILES)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _recent_loss(folder: Path) -> float | None:
+    """The mean training loss since the log line before the last."""
+    entries = report.read_metrics(folder / "metrics.jsonl")
+    return entries[-1].get("loss_mean") if entries else None
+
+
+def generate_images(
+    config: Config,
+    built: Built,
+    state: TrainState,
+    shape: tuple[int, ...],
+    mesh: Mesh,
+    key: Key,
+) -> np.ndarray:
+    """(N, H, W, C) float32 in [-1, 1], by the averaged weights, shared by the devices."""
+    c = config.generate
+    generate = make_generator(
+        built.eps_fn,
+        built.schedule,
+        tuple(shape),
+        solver=c.solver,
+        steps=c.steps,
+        eta=c.eta,
+        variance=config.model.variance,
+    )
+    at_once = -(-min(c.num_images, _IMAGES_AT_ONCE) // mesh.size) * mesh.size
+    done = []
+    for start in range(0, c.num_images, at_once):
+        index = np.arange(start, start + at_once, dtype=np.int32)
+        index = jax.make_array_from_callback(
+            index.shape, sharding.split(mesh), lambda i, index=index: index[i]
+        )
+        done.append(sharding.fetch(generate(state.ema, key, index)))
+    return np.concatenate(done)[: c.num_images]
+
+
+def _draw(
+    config: Config,
+    folder: Path,
+    grid: TimeGrid,
+    state: TrainState,
+    result: Evaluation,
+    images: np.ndarray,
+    step: int,
+) -> None:
+    samples = folder / "samples"
+    samples.mkdir(exist_ok=True)
+    pictures.save_image_grid(samples / f"step_{step:08d}.png", images)
+    name = f"{config.sampler.name} sampler"
+    rows = report.read_metrics(folder / "timesteps.jsonl")
+    if rows:
+        pictures.plot_timesteps(
+            folder / "timesteps.png",
+            np.asarray([row["step"] for row in rows]),
+            np.asarray([row["density"] for row in rows]),
+            np.asarray(density_timesteps(grid)),
+            title=f"Which timesteps the {name} trains on",
+        )
+    entries = report.read_metrics(folder / "metrics.jsonl")
+    pictures.plot_curve(
+        folder / "curve.png",
+        np.asarray([entry["step"] for entry in entries]),
+        np.asarray([entry["loss_mean"] for entry in entries], float),
+        title=f"Training loss, {name}",
+    )
+    statistics = state.statistics
+    centres = (np.arange(LOSS_BUCKETS) + 0.5) / LOSS_BUCKETS
+    pictures.plot_losses(
+        folder / "losses.png",
+        np.asarray(grid.to_t(jnp.asarray(centres, jnp.float32))),
+        np.asarray(loss_mean(statistics)),
+        np.asarray(loss_std(statistics)),
+        np.asarray(statistics.count),
+        title=f"Training loss by timestep, {name}",
+    )

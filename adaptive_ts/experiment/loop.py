@@ -1,0 +1,277 @@
+"""The main job: from a config to a trained model and the pictures of how it got there."""
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from adaptive_ts.experiment import config as configs
+from adaptive_ts.experiment import finish, report, sharding
+from adaptive_ts.experiment.checkpoint import Checkpoints, open_checkpoints
+from adaptive_ts.experiment.config import Config
+from adaptive_ts.experiment.data import Dataset, batches, load
+from adaptive_ts.experiment.errors import UserError, one_line
+from adaptive_ts.experiment.factory import Built, build
+from adaptive_ts.experiment.state import TrainState, abstract, make_init
+from adaptive_ts.experiment.step import StepFn, make_step, prepare
+from adaptive_ts.types import Batch, Key, PerBucket, TimestepSample
+
+EXIT_RESUME = 75  # EX_TEMPFAIL: stopped by a signal, to be started again
+Log = Callable[[str], None]
+
+
+class _Run(NamedTuple):
+    """All that stays the same while a run goes on."""
+
+    config: Config
+    folder: Path
+    mesh: Mesh
+    built: Built
+    dataset: Dataset
+    key: Key
+    checkpoints: Checkpoints
+    log: Log
+
+
+def run(row: str, config: Config, *, log: Log = print) -> int:
+    """Trains what the config says, or what is left of it; returns the process's exit code.
+
+    Leaves in ``config.workdir``: config.json, metrics.jsonl, timesteps.jsonl, checkpoints/,
+    samples/, timesteps.png, losses.png, curve.png, summary.json and tensorboard/.
+
+    Raises:
+      UserError: a mistake of the user's, or an outside cause such as a full disk.
+    """
+    folder = Path(config.workdir).expanduser().resolve()
+    log = log if jax.process_index() == 0 else lambda line: None
+    mesh = sharding.make_mesh()
+    sharding.check_batch_size(config.train.batch_size, mesh)
+    _check_folder(folder, config)
+    data = config.data
+    places = {"data_dir": data.dir, "source_dir": data.source_dir, "image_size": data.image_size}
+    dataset = load(data.name, split="train", log=log, **places)
+    try:
+        built = build(config, mesh)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    _claim_folder(folder, config)
+    root = jax.random.key(config.seed)
+    key_init, key = jax.random.split(root)
+    shape = (config.train.batch_size, *dataset.images.shape[1:])
+    example = {"image": jax.ShapeDtypeStruct(shape, jnp.float32)}
+    init = make_init(built.init_params, built.parts.optimizer, built.parts.sampler, example)
+    checkpoints = open_checkpoints(folder / "checkpoints", max_to_keep=config.train.max_to_keep)
+    with contextlib.closing(checkpoints):
+        job = _Run(config, folder, mesh, built, dataset, key, checkpoints, log)
+        state, elapsed = _restore(job, init, key_init)
+        start = int(state.step)
+        if start >= config.train.steps and finish.is_complete(folder, start):
+            log(finish.complete_text(folder, config))
+            return 0
+        log(_opening(row, job, state))
+        state, elapsed, stopped = _train(job, state, elapsed)
+        if stopped:
+            log(
+                f"Stopped by {stopped} after step {int(state.step)}; the state is saved in "
+                f"{folder}. The same command goes on from there."
+            )
+            return EXIT_RESUME
+        held_out = load(data.name, split="test", log=log, **places)
+        text = finish.finish(row, config, folder, built, state, held_out, elapsed, mesh, key)
+        log(text)
+    return 0
+
+
+def _check_folder(folder: Path, config: Config) -> None:
+    """Refuses a folder that holds a run of another config; changes nothing."""
+    saved = report.read_json(folder / "config.json")
+    if saved is None:
+        return
+    found = configs.differences(saved, config)
+    if found:
+        raise UserError(
+            f"{folder} holds a run of another config ({'; '.join(found)}); nothing was changed: "
+            "choose another --workdir, or give the options it was started with"
+        )
+
+
+def _claim_folder(folder: Path, config: Config) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            report.write_json(folder / "config.json", configs.to_dict(config))
+    except OSError as error:
+        raise UserError(f"--workdir: cannot write to {folder}: {error.strerror}") from error
+
+
+def _restore(job: _Run, init: Callable[[Key], TrainState], key: Key) -> tuple[TrainState, float]:
+    """The newest good checkpoint, or the first state; and the seconds trained so far."""
+    found = job.checkpoints.restore_latest(abstract(init, key, job.mesh), job.log)
+    if found is not None:
+        _, state, meta = found
+        return state, float(meta["elapsed_s"])
+    whole = sharding.replicated(job.mesh)
+    return jax.jit(init, out_shardings=whole)(key), 0.0
+
+
+def _opening(row: str, job: _Run, state: TrainState) -> str:
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    start, config = int(state.step), job.config
+    return (
+        f"{row}: {len(job.dataset.images):,} images of {job.dataset.name}, "
+        f"{count:,} parameters, {config.sampler.name} sampler, {config.schedule.name} schedule; "
+        f"{'resuming after' if start else 'from'} step {start} of {config.train.steps} on "
+        f"{job.mesh.size} {jax.devices()[0].platform} device(s). Folder: {job.folder}"
+    )
+
+
+def _train(job: _Run, state: TrainState, elapsed: float) -> tuple[TrainState, float, str | None]:
+    """Steps until the end or a signal; every file is up to date with the state returned."""
+    config, start = job.config, int(state.step)
+    steps = config.train.steps
+    every = job.built.probe_every
+    step_fns: dict[bool | None, StepFn] = {}
+    density = _density_fn(job)
+    data = batches(
+        job.dataset,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        start_step=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    began = time.monotonic() - elapsed
+    with _reporting(job, start) as reporter, _signals() as signals:
+        pending = None
+        for number in range(start + 1, steps + 1):
+            probe = None if every is None else number % every == 0
+            if probe not in step_fns:
+                step_fns[probe] = make_step(job.built.parts, probe=probe)
+            batch = sharding.put_batch(next(data), job.mesh)
+            state, metrics = step_fns[probe](state, batch, job.key)
+            logged = number % config.train.log_every == 0 or number == steps
+            current = number, metrics, density(state, batch) if logged else None
+            reporter.write(pending)  # of the step before: this one is already under way
+            pending = current
+            stop = bool(signals)
+            if number % config.train.save_every == 0 or number == steps or stop:
+                reporter.write(pending)  # nothing is saved before its loss is known to be sound
+                pending = None
+                seconds = time.monotonic() - began
+                job.checkpoints.save(number, state, {"elapsed_s": seconds, "step": number})
+            if stop:
+                break
+        job.checkpoints.wait()
+    return state, time.monotonic() - began, signals[0] if signals else None
+
+
+def _density_fn(job: _Run) -> Callable[[TrainState, Batch], PerBucket]:
+    """(state, batch) -> (n,) p(t) T at the strata's midpoints, the mean over the batch."""
+    parts = job.built.parts
+    timesteps = finish.density_timesteps(parts.grid)
+
+    def density(state: Any, batch: Batch) -> PerBucket:
+        batch = prepare(batch, None)
+        size = batch["image"].shape[0]
+
+        def at(t: jax.Array) -> jax.Array:
+            t = jnp.full((size,), t)
+            sample = TimestepSample(t, parts.grid.to_u(t), jnp.ones((size,)))
+            return jnp.mean(jnp.exp(parts.sampler.log_density(state, sample, batch)))
+
+        return jax.vmap(at)(timesteps)
+
+    jitted = jax.jit(density)
+    return lambda state, batch: jitted(state.sampler, batch)
+
+
+class _Reporter(NamedTuple):
+    write: Callable[[tuple[int, dict[str, jax.Array], PerBucket | None] | None], None]
+
+
+@contextlib.contextmanager
+def _reporting(job: _Run, start: int) -> Iterator[_Reporter]:
+    """Progress, metrics.jsonl, timesteps.jsonl, TensorBoard; stops at a loss that is not finite."""
+    config, main = job.config, jax.process_index() == 0
+    metrics_log = report.open_metrics(
+        job.folder, resume_step=start, tensorboard=config.train.tensorboard, enabled=main
+    )
+    density_log = report.open_jsonl(job.folder / "timesteps.jsonl", resume_step=start, enabled=main)
+    progress = report.progress(config.train.steps, initial=start, enabled=main, log=job.log)
+    window: list[float] = []
+
+    def write(item: tuple[int, dict[str, jax.Array], PerBucket | None] | None) -> None:
+        if item is None:
+            return
+        number, metrics, density = item
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            raise UserError(_not_finite(job, number, values), exit_code=1)
+        window.append(values["loss"])
+        progress.update(number, values["loss"])
+        if density is not None:
+            mean = sum(window) / len(window)
+            window.clear()
+            metrics_log.write(number, {**values, "loss_mean": mean})
+            rounded = [round(float(x), 5) for x in sharding.fetch(density)]
+            density_log.write(number, {"density": rounded})
+
+    try:
+        yield _Reporter(write)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {job.folder}: {one_line(error)}; {_last_good(job)}", exit_code=1
+        ) from error
+    finally:
+        progress.close()
+        metrics_log.close()
+        density_log.close()
+
+
+def _not_finite(job: _Run, step: int, values: dict[str, float]) -> str:
+    return (
+        f"the loss is {values['loss']} and the gradient's norm {values['grad_norm']} at step "
+        f"{step}: stopped, nothing saved since; {_last_good(job)}. A lower "
+        "--optimizer.learning_rate or --optimizer.clip_norm may help"
+    )
+
+
+def _last_good(job: _Run) -> str:
+    with contextlib.suppress(UserError):
+        job.checkpoints.wait()
+    step = job.checkpoints.latest_step()
+    if step is None:
+        return "there is no checkpoint yet"
+    return f"the last good checkpoint is of step {step}, in {job.folder / 'checkpoints'}"
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[str]]:
+    """The names of the stop signals received; a second one acts as if there were no handler."""
+    received: list[str] = []
+    previous = {}
+
+    def handle(number: int, frame: Any) -> None:
+        received.append(signal.Signals(number).name)
+        for one, handler in previous.items():
+            signal.signal(one, handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.getsignal(number)
+    try:
+        for number in previous:
+            signal.signal(number, handle)
+    except ValueError:  # not in the main thread: somebody else's process, its own handlers
+        previous.clear()
+    try:
+        yield received
+    finally:
+        for one, handler in previous.items():
+            signal.signal(one, handler)

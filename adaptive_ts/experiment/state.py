@@ -1,0 +1,64 @@
+"""The training state: everything that changes from step to step, as one pytree."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from adaptive_ts.experiment import sharding
+from adaptive_ts.statistics import LossStatistics, init_statistics
+from adaptive_ts.types import Batch, Key, Params, Scalar, TimestepSampler
+
+LOSS_BUCKETS = 100  # resolution of the loss per timestep
+
+
+class TrainState(NamedTuple):
+    """Attributes:
+    step: () int32, optimizer steps taken; also the position in the data.
+    params: of the model.
+    ema: their exponential moving average, which generates.
+    opt_state: of the model's optimizer.
+    sampler: the timestep sampler's state.
+    statistics: the training loss per timestep bucket, over about the last thousand steps.
+    """
+
+    step: Scalar
+    params: Params
+    ema: Params
+    opt_state: optax.OptState
+    sampler: Any
+    statistics: LossStatistics
+
+
+def make_init(
+    init_params: Callable[[Key, Batch], Params],
+    optimizer: optax.GradientTransformation,
+    sampler: TimestepSampler,
+    batch: Batch,
+) -> Callable[[Key], TrainState]:
+    """key -> the state before the first step; ``batch`` may be abstract."""
+
+    def init(key: Key) -> TrainState:
+        key_params, key_sampler = jax.random.split(key)
+        params = init_params(key_params, batch)
+        return TrainState(
+            step=jnp.int32(0),
+            params=params,
+            ema=jax.tree.map(jnp.copy, params),
+            opt_state=optimizer.init(params),
+            sampler=sampler.init(key_sampler, batch),
+            statistics=init_statistics(LOSS_BUCKETS),
+        )
+
+    return init
+
+
+def abstract(init: Callable[[Key], TrainState], key: Key, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state, without making it."""
+    whole = sharding.replicated(mesh)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(init, key)
+    )

@@ -1,0 +1,121 @@
+"""The train step: one jitted function of (state, batch, key), compiled per value of ``probe``."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, PartitionSpec
+
+from adaptive_ts.experiment import sharding
+from adaptive_ts.experiment.state import LOSS_BUCKETS, TrainState
+from adaptive_ts.grid import TimeGrid
+from adaptive_ts.statistics import LossStatistics, update_statistics
+from adaptive_ts.types import Batch, Key, LossFn, Metrics, Params, PerExample, TimestepSampler
+
+_STATISTICS_DECAY = 0.999  # per step: about the last thousand
+
+StepFn = Callable[[TrainState, Batch, Key], tuple[TrainState, Metrics]]
+
+
+class StepParts(NamedTuple):
+    """What a train step is made of.
+
+    Attributes:
+      sampler: draws the timesteps.
+      grid: its time grid.
+      loss_fn: what is trained on.
+      probe_loss_fn: the objective that the sampler's probe measures.
+      optimizer: the model's.
+      ema_decay: of the average of the weights, after its warm-up.
+      flip: mirror half of the images.
+      mesh: the devices.
+    """
+
+    sampler: TimestepSampler
+    grid: TimeGrid
+    loss_fn: LossFn
+    probe_loss_fn: LossFn
+    optimizer: optax.GradientTransformation
+    ema_decay: float
+    flip: bool
+    mesh: Mesh
+
+
+def make_step(parts: StepParts, *, probe: bool | None) -> StepFn:
+    """(state, batch of uint8 images, key) -> (state, metrics), jitted; the state is donated.
+
+    Args:
+      parts: what the step is made of.
+      probe: whether the sampler probes in this step; None leaves it to the sampler's own
+        counter (slow on the CPU backend, where gradients inside ``lax.cond`` crawl).
+    """
+    whole, rows = sharding.replicated(parts.mesh), sharding.split(parts.mesh)
+    add_losses = _sharded_statistics(parts.mesh)
+
+    def step(state: TrainState, batch: Batch, key: Key) -> tuple[TrainState, Metrics]:
+        keys = jax.random.split(jax.random.fold_in(key, state.step), 4)
+        key_flip, key_sample, key_loss, key_update = keys
+        batch = prepare(batch, key_flip if parts.flip else None)
+        draw = parts.sampler.sample(key_sample, state.sampler, batch)
+
+        def mean_loss(params: Params) -> tuple[jax.Array, PerExample]:
+            losses = parts.loss_fn(params, batch, draw.t, key_loss)
+            return jnp.mean(draw.weight * losses), losses
+
+        (loss, losses), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        updates, opt_state = parts.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        sampler_state, metrics = parts.sampler.update(
+            state.sampler,
+            draw,
+            losses,
+            key=key_update,
+            batch=batch,
+            loss_fn=parts.probe_loss_fn,
+            params=state.params,
+            new_params=params,
+            opt_state=state.opt_state,
+            probe=probe,
+        )
+        done = state.step.astype(jnp.float32)
+        decay = jnp.minimum(parts.ema_decay, (1 + done) / (10 + done))
+        bucket = jnp.floor(parts.grid.to_u(draw.t) * LOSS_BUCKETS).astype(jnp.int32)
+        new = TrainState(
+            step=state.step + 1,
+            params=params,
+            ema=optax.incremental_update(params, state.ema, 1 - decay),
+            opt_state=opt_state,
+            sampler=sampler_state,
+            statistics=add_losses(state.statistics, jnp.clip(bucket, 0, LOSS_BUCKETS - 1), losses),
+        )
+        return new, {"loss": loss, "grad_norm": optax.global_norm(grads), **metrics}
+
+    return jax.jit(
+        step,
+        in_shardings=(whole, rows, whole),
+        out_shardings=(whole, whole),
+        donate_argnums=0,
+    )
+
+
+def prepare(batch: Batch, key: Key | None) -> Batch:
+    """uint8 images -> float32 in [-1, 1]; with a key, half of them mirrored."""
+    image = batch["image"].astype(jnp.float32) / 127.5 - 1.0
+    if key is not None:
+        mirror = jax.random.bernoulli(key, shape=(image.shape[0], 1, 1, 1))
+        image = jnp.where(mirror, image[:, :, ::-1], image)
+    return {**batch, "image": image}
+
+
+def _sharded_statistics(
+    mesh: Mesh,
+) -> Callable[[LossStatistics, PerExample, PerExample], LossStatistics]:
+    def local(stats: LossStatistics, bucket: PerExample, losses: PerExample) -> LossStatistics:
+        return update_statistics(
+            stats, bucket, losses, decay=_STATISTICS_DECAY, axis_name=sharding.AXIS
+        )
+
+    whole, rows = PartitionSpec(), PartitionSpec(sharding.AXIS)
+    return jax.shard_map(local, mesh=mesh, in_specs=(whole, rows, rows), out_specs=whole)

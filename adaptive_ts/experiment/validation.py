@@ -1,0 +1,122 @@
+"""What is wrong with a config: every problem, each with its field, the value and the remedy."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from adaptive_ts.experiment.errors import nearest
+from adaptive_ts.experiment.fields import cast, leaf_types, leaves
+
+# (fields, test, what the value must be); a field that is None is not tested.
+_RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("workdir", bool, "a folder's path"),
+    ("seed", lambda v: 0 <= v < 2**32, "in 0..4294967295"),
+    ("schedule.num_timesteps", lambda v: 2 <= v <= 100_000, "in 2..100000"),
+    ("sampler.history", lambda v: v >= 3, "at least 3"),
+    ("optimizer.warmup_steps hosts.process_id", lambda v: v >= 0, "at least 0"),
+    ("sampler.entropy_coef", lambda v: 0 <= v < math.inf, "at least 0 and finite"),
+    ("generate.eta", lambda v: 0 <= v <= 1, "in [0, 1]"),
+    ("model.multipliers", lambda v: bool(v) and min(v) >= 1, "one or more, each at least 1"),
+    (
+        "data.image_size model.channels model.res_blocks sampler.every sampler.num_selected "
+        "sampler.num_buckets sampler.chunk train.steps train.batch_size train.log_every "
+        "train.save_every train.max_to_keep generate.num_images generate.steps "
+        "hosts.num_processes",
+        lambda v: v >= 1,
+        "at least 1",
+    ),
+    (
+        "sampler.learning_rate sampler.clip_norm optimizer.learning_rate optimizer.clip_norm",
+        lambda v: 0 < v < math.inf,
+        "above 0 and finite",
+    ),
+    (
+        "model.dropout sampler.uniform_prob optimizer.b1 optimizer.b2 optimizer.ema_decay",
+        lambda v: 0 <= v < 1,
+        "in [0, 1)",
+    ),
+)
+
+
+def validate(config: Any, known: Mapping[str, Sequence[str]] | None = None) -> list[str]:
+    """All that is wrong with a config, one line per problem; empty when nothing is.
+
+    Args:
+      config: a Config.
+      known: field path -> allowed names, for the fields whose names are open sets.
+    """
+    problems, sound, values = [], {}, leaves(config)
+    for path, kind in leaf_types(type(config)).items():
+        try:
+            sound[path] = cast(values[path], kind)
+        except TypeError as error:
+            problems.append(f"--{path}: {error}")
+    for path, names in (known or {}).items():
+        if path in sound and sound[path] not in names:
+            hint = nearest(str(sound[path]), names)
+            problems.append(f"--{path}: {sound[path]!r} is unknown: {hint}")
+    for paths, test, must_be in _RANGES:
+        for path in paths.split():
+            value = sound.get(path)
+            if value is not None and not test(value):
+                problems.append(f"--{path}: {_words(value)} is out of range: must be {must_be}")
+    # Comparing fields makes sense only of values that are themselves in order.
+    return problems or _conflicts(config)
+
+
+def _conflicts(c: Any) -> list[str]:
+    problems = []
+    levels, flags = len(c.model.multipliers), len(c.model.attention)
+    if levels != flags:
+        problems.append(
+            f"--model.attention: {_words(c.model.attention)} has {flags} entries for {levels} "
+            f"levels: give one True or False for each of --model.multipliers "
+            f"{_words(c.model.multipliers)}"
+        )
+    if c.sampler.num_selected > c.sampler.num_buckets:
+        problems.append(
+            f"--sampler.num_selected: {c.sampler.num_selected} is out of range: must be in "
+            f"1..{c.sampler.num_buckets} (--sampler.num_buckets)"
+        )
+    if c.generate.steps > c.schedule.num_timesteps:
+        problems.append(
+            f"--generate.steps: {c.generate.steps} is out of range: must be in "
+            f"1..{c.schedule.num_timesteps} (--schedule.num_timesteps)"
+        )
+    if c.sampler.stratified and c.sampler.name == "adaptive":
+        problems.append(
+            "--sampler.stratified: True means nothing to the adaptive sampler: leave it out, or "
+            "add --sampler.name uniform"
+        )
+    return problems + _host_problems(c.hosts)
+
+
+def _host_problems(hosts: Any) -> list[str]:
+    given = [
+        f"--hosts.{name}"
+        for name in ("coordinator", "num_processes", "process_id")
+        if getattr(hosts, name) is not None
+    ]
+    if hosts.auto and given:
+        return [f"--hosts.auto: True finds out {', '.join(given)} by itself: give one or the other"]
+    if 0 < len(given) < 3:
+        return [
+            f"{', '.join(given)}: not enough: give --hosts.coordinator, --hosts.num_processes and "
+            "--hosts.process_id together, or --hosts.auto True"
+        ]
+    if not given:
+        return []
+    problems = []
+    host, _, port = hosts.coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        problems.append(f"--hosts.coordinator: {hosts.coordinator!r} is not HOST:PORT")
+    if hosts.process_id >= hosts.num_processes:
+        problems.append(
+            f"--hosts.process_id: {hosts.process_id} is out of range: must be in "
+            f"0..{hosts.num_processes - 1} (--hosts.num_processes)"
+        )
+    return problems
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) or "nothing" if isinstance(value, tuple) else repr(value)

@@ -1,0 +1,114 @@
+"""Samplers made from samplers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adaptive_ts import collectives
+from adaptive_ts.grid import GridSample, TimeGrid, open_unit
+from adaptive_ts.types import (
+    AxisName,
+    Batch,
+    Key,
+    PerExample,
+    SampleFn,
+    State,
+    TimestepSample,
+    TimestepSampler,
+)
+
+
+def importance_weighted(sampler: TimestepSampler) -> TimestepSampler:
+    """Weights each draw by uniform over proposal, so that the objective stays the uniform one.
+
+    weight_i = w_i exp(-log_density_i): E[weight * loss] is the mean of w * loss over uniform t.
+
+    Args:
+      sampler: the proposal. Its own weights w are kept as a factor.
+
+    Returns:
+      A `TimestepSampler` with the same state, draws and ``log_density``.
+
+    Example:
+      >>> from adaptive_ts.grid import discrete
+      >>> from adaptive_ts.samplers.static import uniform
+      >>> sampler = importance_weighted(uniform(discrete(10)))
+      >>> batch = {"image": jnp.zeros((2, 8, 8, 1))}
+      >>> print(sampler.sample(jax.random.key(0), (), batch).weight)
+      [1. 1.]
+
+    Source: Nichol and Dhariwal 2021 (arXiv 2102.09672), section 3.3.
+    """
+
+    def draw(key: Key, state: State, batch: Batch) -> TimestepSample:
+        sample = sampler.sample(key, state, batch)
+        log_density = sampler.log_density(state, sample, batch)
+        weight = sample.weight * jnp.exp(-jax.lax.stop_gradient(log_density))
+        return sample._replace(weight=weight)
+
+    return sampler._replace(sample=_on_grid(sampler, draw))
+
+
+def mixed_with_uniform(
+    sampler: TimestepSampler,
+    prob: float,
+    *,
+    grid: TimeGrid | None = None,
+    axis_name: AxisName = None,
+) -> TimestepSampler:
+    """Draws from (1 - prob) p + prob uniform, so that no importance weight exceeds 1 / prob.
+
+    Args:
+      sampler: p.
+      prob: probability of a uniform draw, in [0, 1].
+      grid: the sampler's time grid; needed only for a sampler that does not name its own
+        (``sampler.sample.grid``).
+      axis_name: the mapped axis inside ``shard_map`` or ``pmap``.
+
+    Returns:
+      A `TimestepSampler` with the same state; its ``log_density`` is the mixture's.
+
+    Raises:
+      ValueError: ``prob`` outside [0, 1], or no grid.
+
+    Example:
+      >>> from adaptive_ts.grid import discrete
+      >>> from adaptive_ts.samplers.static import uniform
+      >>> sampler = mixed_with_uniform(uniform(discrete(10)), 0.1)
+      >>> batch = {"image": jnp.zeros((2, 8, 8, 1))}
+      >>> draw = sampler.sample(jax.random.key(0), (), batch)
+      >>> print(sampler.log_density((), draw, batch))
+      [0. 0.]
+
+    Source: Nichol and Dhariwal 2021 (arXiv 2102.09672), released code, ``uniform_prob``.
+    """
+    if not 0 <= prob <= 1:
+        raise ValueError(f"prob must be in [0, 1], got {prob}")
+    grid = grid or getattr(sampler.sample, "grid", None)
+    if grid is None:
+        raise ValueError("this sampler does not name its time grid: pass grid=")
+    log_keep, log_mix = (np.float32(np.log(p)) if p > 0 else -np.inf for p in (1 - prob, prob))
+
+    def draw(key: Key, state: State, batch: Batch) -> TimestepSample:
+        key_sample, key_mix = jax.random.split(key)
+        sample = sampler.sample(key_sample, state, batch)
+        index = collectives.example_index(sample.t.shape[0], axis_name)
+        keys = collectives.example_keys(key_mix, index)
+        u, coin = jax.vmap(lambda k: jax.random.uniform(k, (2,)))(keys).T
+        mix = coin < prob
+        u = jnp.where(mix, open_unit(u), sample.u)
+        t = jnp.where(mix, grid.to_t(u), sample.t)
+        return TimestepSample(t, u, sample.weight)
+
+    def log_density(state: State, sample: TimestepSample, batch: Batch) -> PerExample:
+        return jnp.logaddexp(
+            log_keep + sampler.log_density(state, sample, batch),
+            log_mix + grid.uniform_log_density(sample.t),
+        )
+
+    return sampler._replace(sample=GridSample(grid, draw), log_density=log_density)
+
+
+def _on_grid(sampler: TimestepSampler, draw: SampleFn) -> SampleFn:
+    grid = getattr(sampler.sample, "grid", None)
+    return draw if grid is None else GridSample(grid, draw)

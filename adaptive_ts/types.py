@@ -1,0 +1,105 @@
+"""The contract: what a timestep sampler is, and what it is handed.
+
+Axis glossary, used in every signature of this package:
+
+* ``b``  batch (of this device, when an ``axis_name`` is given)
+* ``n``  buckets of the time grid
+* ``s``  selected timesteps
+
+t grows with noise. Log-SNR is natural. VLB terms are in bits per dimension.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import jax
+
+Params: TypeAlias = Any  # a pytree of arrays
+Batch: TypeAlias = Any  # a pytree of arrays; per-example leaves lead with axis b
+State: TypeAlias = Any  # a pytree of arrays
+Key: TypeAlias = jax.Array  # a typed key, or an old-style uint32 key
+AxisName: TypeAlias = str | tuple[str, ...] | None
+
+Scalar: TypeAlias = jax.Array  # ()
+PerExample: TypeAlias = jax.Array  # (b,)
+PerBucket: TypeAlias = jax.Array  # (n,)
+Selected: TypeAlias = jax.Array  # (s,)
+Metrics: TypeAlias = dict[str, Scalar]
+
+Weighting: TypeAlias = Callable[[PerExample], PerExample]  # log-SNR -> loss weight
+
+
+class TimestepSample(NamedTuple):
+    """One drawn timestep per example.
+
+    Attributes:
+      t: (b,) what the loss sees: int32 in [0, T), or float32 in (t_min, t_max).
+      u: (b,) float32, the draw on (0, 1) before the grid maps it to ``t``.
+      weight: (b,) float32, the only channel to the objective: train on
+        ``mean(weight * losses)``.
+    """
+
+    t: PerExample
+    u: PerExample
+    weight: PerExample
+
+
+class LossFn(Protocol):
+    """A per-example, unweighted training loss; the timesteps are an argument.
+
+    ``loss_fn(params, batch, t, key) -> (b,)``. It draws its noise from the one key it gets.
+    """
+
+    def __call__(self, params: Params, batch: Batch, t: PerExample, key: Key) -> PerExample: ...
+
+
+class InitFn(Protocol):
+    """``init(key, batch) -> state``; the batch may be a pytree of ``jax.ShapeDtypeStruct``."""
+
+    def __call__(self, key: Key, batch: Batch) -> State: ...
+
+
+class SampleFn(Protocol):
+    """``sample(key, state, batch) -> TimestepSample``."""
+
+    def __call__(self, key: Key, state: State, batch: Batch) -> TimestepSample: ...
+
+
+class LogDensityFn(Protocol):
+    """``log_density(state, sample, batch) -> (b,)``, relative to uniform over the grid's t.
+
+    ``exp(-log_density)`` is the importance weight; on a discrete grid it is 1 / (T p_t).
+    """
+
+    def __call__(self, state: State, sample: TimestepSample, batch: Batch) -> PerExample: ...
+
+
+class UpdateFn(Protocol):
+    """``update(state, sample, losses, **extra) -> (state, metrics)``.
+
+    ``extra`` may hold ``key``, ``batch``, ``loss_fn``, ``params``, ``new_params``, ``opt_state``
+    and ``probe``. A sampler declares those it needs and ignores the rest.
+    """
+
+    def __call__(
+        self, state: State, sample: TimestepSample, losses: PerExample, **extra: Any
+    ) -> tuple[State, Metrics]: ...
+
+
+class TimestepSampler(NamedTuple):
+    """A timestep sampler: four pure functions. Its state is a pytree the caller carries.
+
+    Example:
+      >>> import jax
+      >>> import adaptive_ts as ats
+      >>> sampler = ats.uniform(ats.discrete(1000))
+      >>> batch = {"image": jax.numpy.zeros((8, 32, 32, 3))}
+      >>> state = sampler.init(jax.random.key(0), batch)
+      >>> sampler.sample(jax.random.key(1), state, batch).t.shape
+      (8,)
+    """
+
+    init: InitFn
+    sample: SampleFn
+    log_density: LogDensityFn
+    update: UpdateFn

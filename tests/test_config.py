@@ -1,0 +1,180 @@
+"""The config: what it accepts, what it says about mistakes, what defines a run."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from adaptive_ts.experiment import config as c
+from adaptive_ts.experiment import fields
+from adaptive_ts.experiment.errors import UserError
+
+KNOWN = {
+    "data.name": ("digits", "cifar10"),
+    "sampler.name": ("adaptive", "uniform"),
+    "schedule.name": ("linear", "quad"),
+}
+
+
+def problems(**changes):
+    values = {k.replace("__", "."): v for k, v in changes.items()}
+    return c.validate(c.replace(c.Config(), values), KNOWN)
+
+
+def test_every_field_is_frozen_and_has_a_docstring_for_the_help():
+    source = Path(c.__file__).read_text(encoding="utf-8").splitlines()
+    names = {path.rpartition(".")[2] for path in fields.leaf_types(c.Config)}
+    for number, line in enumerate(source):
+        if line.startswith("    ") and line.strip().split(":")[0] in names and " = " in line:
+            assert source[number + 1].strip().startswith('"""'), line
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        c.Config().seed = 1
+    assert c.Config() == c.Config() and hash(c.Config()) == hash(c.Config())
+
+
+def test_the_default_is_valid():
+    assert problems() == []
+    assert c.validate(c.Config()) == []  # without the open sets too
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "text"),
+    [
+        ("seed", -1, "-1 is out of range: must be in 0..4294967295"),
+        ("schedule.num_timesteps", 1, "1 is out of range: must be in 2..100000"),
+        ("schedule.num_timesteps", 100_001, "100001 is out of range: must be in 2..100000"),
+        ("sampler.every", 0, "0 is out of range: must be at least 1"),
+        ("sampler.history", 2, "2 is out of range: must be at least 3"),
+        ("sampler.chunk", 0, "0 is out of range: must be at least 1"),
+        ("sampler.uniform_prob", 1.0, "1.0 is out of range: must be in [0, 1)"),
+        ("optimizer.learning_rate", math.nan, "nan is out of range: must be above 0 and finite"),
+        ("optimizer.clip_norm", math.inf, "inf is out of range: must be above 0 and finite"),
+        ("train.batch_size", 0, "0 is out of range: must be at least 1"),
+        ("train.steps", 2.5, "expected an integer; got 2.5"),
+        ("train.steps", True, "expected an integer; got True"),
+        ("model.dtype", "int8", "expected one of float32, bfloat16; got 'int8'"),
+        ("workdir", "", "'' is out of range: must be a folder's path"),
+        (
+            "sampler.name",
+            "adaptve",
+            "'adaptve' is unknown: did you mean 'adaptive'? known: adaptive, uniform",
+        ),
+    ],
+)
+def test_one_problem(path, value, text):
+    assert problems(**{path.replace(".", "__"): value}) == [f"--{path}: {text}"]
+
+
+def test_all_problems_are_collected():
+    found = problems(train__steps=0, optimizer__b1=1.0, sampler__name="x", data__name="digit")
+    assert [p.split(":")[0] for p in found] == [
+        *("--data.name", "--sampler.name", "--train.steps", "--optimizer.b1")
+    ]
+
+
+def test_fields_that_contradict_each_other():
+    assert problems(sampler__num_selected=5, sampler__num_buckets=4) == [
+        "--sampler.num_selected: 5 is out of range: must be in 1..4 (--sampler.num_buckets)"
+    ]
+    assert problems(model__multipliers=(1, 2, 2)) == [
+        "--model.attention: False True has 2 entries for 3 levels: give one True or False for each "
+        "of --model.multipliers 1 2 2"
+    ]
+    assert problems(generate__steps=11, schedule__num_timesteps=10) == [
+        "--generate.steps: 11 is out of range: must be in 1..10 (--schedule.num_timesteps)"
+    ]
+    (stratified,) = problems(sampler__stratified=True)
+    assert "--sampler.name uniform" in stratified
+    assert problems(sampler__stratified=True, sampler__name="uniform") == []
+
+
+def test_hosts():
+    assert problems(hosts__coordinator="a:1", hosts__num_processes=2, hosts__process_id=1) == []
+    assert problems(hosts__auto=True) == []
+    (alone,) = problems(hosts__num_processes=2)
+    assert "--hosts.coordinator" in alone and "--hosts.auto True" in alone
+    (both,) = problems(hosts__auto=True, hosts__process_id=0)
+    assert both.startswith("--hosts.auto: True")
+    found = problems(hosts__coordinator="a", hosts__num_processes=2, hosts__process_id=2)
+    assert found == [
+        "--hosts.coordinator: 'a' is not HOST:PORT",
+        "--hosts.process_id: 2 is out of range: must be in 0..1 (--hosts.num_processes)",
+    ]
+
+
+def test_dict_and_json_round_trip():
+    config = c.replace(
+        c.Config(),
+        {"model.multipliers": (1, 2, 4), "workdir": "x", "sampler.chunk": 7, "data.flip": True},
+    )
+    saved = c.to_dict(config)
+    assert json.loads(json.dumps(saved)) == saved
+    assert c.from_dict(saved) == config
+    assert c.from_dict({}) == c.Config()
+    assert c.from_dict({"optimizer": {"clip_norm": 1}}).optimizer.clip_norm == 1.0
+
+
+def test_from_dict_names_what_it_does_not_know():
+    with pytest.raises(UserError) as error:
+        c.from_dict({"trian": {"steps": 3}, "train": {"step": 3, "batch_size": "x"}})
+    text = str(error.value)
+    assert "trian: unknown field: did you mean" in text
+    assert "train.step: unknown field: did you mean train.steps?" in text
+    assert "train.batch_size: expected an integer; got 'x'" in text
+
+
+def test_what_defines_a_run():
+    ignored = {
+        "workdir": "elsewhere",
+        "data.dir": "d",
+        "data.source_dir": "s",
+        "train.steps": 7,
+        "train.log_every": 7,
+        "train.save_every": 7,
+        "train.max_to_keep": 7,
+        "train.tensorboard": False,
+        "hosts.auto": True,
+        "hosts.coordinator": "a:1",
+        "hosts.num_processes": 2,
+        "hosts.process_id": 1,
+    }
+    base = c.Config()
+    moved = c.replace(base, ignored)
+    assert c.fingerprint_fields(moved) == c.fingerprint_fields(base)
+    assert c.differences(c.to_dict(moved), base) == []
+    assert set(c.fingerprint_fields(base)) == set(fields.leaf_types(c.Config)) - set(ignored)
+
+
+def test_differences():
+    saved = c.to_dict(
+        c.replace(c.Config(), {"sampler.name": "uniform", "model.multipliers": (1, 3)})
+    )
+    assert c.differences(saved, c.Config()) == [
+        "model.multipliers: (1, 3) there, (1, 2) here",
+        "sampler.name: 'uniform' there, 'adaptive' here",
+    ]
+    # A field from before it existed is its default; one that is gone is told.
+    del saved["sampler"]["name"], saved["model"]["multipliers"]
+    assert c.differences(saved, c.Config()) == []
+    saved["sampler"]["old"] = 3
+    assert c.differences(saved, c.Config()) == ["sampler.old: 3 there, unknown here"]
+
+
+def test_default_workdir():
+    base = c.Config()
+    assert c.default_workdir("digits", base, base) == "runs/digits/adaptive-linear-seed0"
+    named = c.replace(
+        base, {"seed": 3, "sampler.name": "uniform", "schedule.name": "quad", "train.steps": 9}
+    )
+    assert c.default_workdir("digits", named, base) == "runs/digits/uniform-quad-seed3"
+    folders = {
+        c.default_workdir("digits", c.replace(base, {"train.batch_size": n}), base)
+        for n in (16, 32, 128)
+    }
+    assert len(folders) == 3 and "runs/digits/adaptive-linear-seed0" in folders
+    assert all(f.startswith("runs/digits/adaptive-linear-seed0") for f in folders)
+    one = c.replace(base, {"optimizer.clip_norm": 2})
+    same = c.replace(base, {"optimizer.clip_norm": 2.0, "train.steps": 5})
+    assert c.default_workdir("d", one, base) == c.default_workdir("d", same, base)

@@ -70,7 +70,9 @@ def discrete(num_timesteps: int, *, rounding: Literal["floor", "nearest"] = "flo
       ValueError: T out of range, or an unknown rounding.
 
     Example:
-      >>> grid = discrete(1000)
+      >>> import jax.numpy as jnp
+      >>> import adaptive_ts as ats
+      >>> grid = ats.discrete(1000)
       >>> print(grid.to_t(jnp.asarray([0.0004, 0.5, 0.9999])))
       [  0 500 999]
 
@@ -125,7 +127,9 @@ def continuous(num_buckets: int = 100, *, t_min: float = 0.0, t_max: float = 1.0
       ValueError: n below 1, or ends that are not finite and increasing.
 
     Example:
-      >>> grid = continuous(10, t_min=0.0, t_max=2.0)
+      >>> import jax.numpy as jnp
+      >>> import adaptive_ts as ats
+      >>> grid = ats.continuous(10, t_min=0.0, t_max=2.0)
       >>> print(grid.to_t(jnp.asarray([0.25])), grid.to_bucket(jnp.asarray([0.5])))
       [0.5] [2]
     """
@@ -169,7 +173,8 @@ def strata(grid: TimeGrid, num_strata: int, key: Key | None = None) -> PerBucket
       (n,) timesteps, increasing (with equal neighbours where n exceeds T).
 
     Example:
-      >>> print(strata(discrete(1000), 4))
+      >>> import adaptive_ts as ats
+      >>> print(ats.strata(ats.discrete(1000), 4))
       [125 375 625 875]
     """
     offset = 0.5 if key is None else jax.random.uniform(key, (num_strata,))

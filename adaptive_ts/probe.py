@@ -52,11 +52,13 @@ def decrease_on_batch(
       (s, b) decreases, in the units of ``loss_fn``; positive where the step helped.
 
     Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import adaptive_ts as ats
       >>> def loss_fn(params, batch, t, key):
       ...     return (params - batch["x"]) ** 2 + 0.0 * t
       >>> batch = {"x": jnp.asarray([0.0, 1.0])}
       >>> args = jnp.float32(1.0), jnp.float32(0.5), batch, jnp.asarray([3]), jax.random.key(0)
-      >>> print(decrease_on_batch(loss_fn, *args))
+      >>> print(ats.decrease_on_batch(loss_fn, *args))
       [[ 0.75 -0.25]]
 
     Source: Kim et al., CVPR 2025 (arXiv 2411.09998), Eq. 14 (before its mean over S).
@@ -116,10 +118,12 @@ def decrease_profile(
       (n,) decreases, the same on every device.
 
     Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import adaptive_ts as ats
       >>> def loss_fn(params, batch, t, key):
       ...     return params * batch["x"] * t
       >>> args = jnp.float32(1.0), jnp.float32(0.5), {"x": jnp.asarray([2.0])}
-      >>> print(decrease_profile(loss_fn, *args, jnp.asarray([1.0, 3.0]), jax.random.key(0)))
+      >>> print(ats.decrease_profile(loss_fn, *args, jnp.asarray([1.0, 3.0]), jax.random.key(0)))
       [1. 3.]
 
     Source: Kim et al., CVPR 2025 (arXiv 2411.09998), delta_{k,tau}.

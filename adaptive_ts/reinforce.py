@@ -49,8 +49,11 @@ def advantages(
       batch) and ``nonfinite``.
 
     Example:
-      >>> _, advantage, metrics = advantages(
-      ...     init_moments(), jnp.asarray([1.0, 3.0, jnp.nan]), normalize=True
+      >>> import jax.numpy as jnp
+      >>> from adaptive_ts import reinforce
+      >>> reward = jnp.asarray([1.0, 3.0, jnp.nan])
+      >>> _, advantage, metrics = reinforce.advantages(
+      ...     reinforce.init_moments(), reward, normalize=True
       ... )
       >>> print(advantage, metrics["reward_mean"], metrics["nonfinite"])
       [-1.  1.  0.] 2.0 1.0
@@ -97,9 +100,12 @@ def reinforce_loss(
       () the mean over this device's examples.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from adaptive_ts import reinforce
       >>> one = jnp.ones((2,))
-      >>> print(reinforce_loss(2 * one, one, one / 2, one, entropy_coef=0.0))
-      -0.0
+      >>> loss = reinforce.reinforce_loss(2 * one, one, 0.8 * one, one, entropy_coef=0.0)
+      >>> print(loss.round(2))  # -log(2 u)
+      -0.47
 
     Source: Williams 1992; Kim et al., CVPR 2025 (arXiv 2411.09998), Algorithm 1.
     """

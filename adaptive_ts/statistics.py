@@ -17,7 +17,16 @@ class LossStatistics(NamedTuple):
 
 
 def init_statistics(num_buckets: int) -> LossStatistics:
-    """Empty statistics over n buckets."""
+    """Empty statistics over n buckets.
+
+    Raises:
+      ValueError: n below 1.
+
+    Example:
+      >>> import adaptive_ts as ats
+      >>> print(ats.init_statistics(3).count)
+      [0. 0. 0.]
+    """
     if num_buckets < 1:
         raise ValueError(f"num_buckets must be at least 1, got {num_buckets}")
     return LossStatistics(*(jnp.zeros((num_buckets,), jnp.float32) for _ in range(3)))
@@ -41,11 +50,12 @@ def update_statistics(
       axis_name: the mapped axis inside ``shard_map`` or ``pmap``.
 
     Example:
-      >>> stats = update_statistics(
-      ...     init_statistics(3), jnp.asarray([0, 2, 2]), jnp.asarray([1.0, 2.0, 4.0])
-      ... )
-      >>> print(loss_mean(stats))
-      [ 1. nan  3.]
+      >>> import jax.numpy as jnp
+      >>> import adaptive_ts as ats
+      >>> bucket, losses = jnp.asarray([0, 2, 2]), jnp.asarray([1.0, 2.0, 4.0])
+      >>> stats = ats.update_statistics(ats.init_statistics(3), bucket, losses)
+      >>> print(stats.count, stats.total)
+      [1. 0. 2.] [1. 0. 6.]
     """
     finite = jnp.isfinite(losses)
     kept = jnp.where(finite, losses, 0.0).astype(jnp.float32)
@@ -60,11 +70,27 @@ def update_statistics(
 
 
 def loss_mean(statistics: LossStatistics) -> PerBucket:
-    """(n,) mean loss per bucket; NaN where nothing was seen."""
+    """(n,) mean loss per bucket; NaN where nothing was seen.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import adaptive_ts as ats
+      >>> bucket, losses = jnp.asarray([0, 2, 2]), jnp.asarray([1.0, 2.0, 4.0])
+      >>> print(ats.loss_mean(ats.update_statistics(ats.init_statistics(3), bucket, losses)))
+      [ 1. nan  3.]
+    """
     return jnp.where(statistics.count > 0, statistics.total / statistics.count, jnp.nan)
 
 
 def loss_std(statistics: LossStatistics) -> PerBucket:
-    """(n,) standard deviation of the per-example losses per bucket; NaN where nothing was seen."""
+    """(n,) standard deviation of the per-example losses per bucket; NaN where nothing was seen.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import adaptive_ts as ats
+      >>> bucket, losses = jnp.asarray([0, 2, 2]), jnp.asarray([1.0, 2.0, 4.0])
+      >>> print(ats.loss_std(ats.update_statistics(ats.init_statistics(3), bucket, losses)))
+      [ 0. nan  1.]
+    """
     mean = loss_mean(statistics)
     return jnp.sqrt(jnp.maximum(statistics.total_square / statistics.count - mean * mean, 0.0))

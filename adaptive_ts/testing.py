@@ -67,7 +67,9 @@ def check_sampler(
       ValueError: the grid is not known.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> import adaptive_ts as ats
+      >>> from adaptive_ts.testing import check_sampler
       >>> batch = {"image": jnp.zeros((4, 8, 8, 1))}
       >>> report = check_sampler(ats.uniform(ats.discrete(100)), batch)
       >>> print(round(report.total_mass, 3))
@@ -181,9 +183,6 @@ def _check_update(
         draw = sampler.sample(k_sample, state, batch)
         return sampler.update(state, draw, arrays["losses"], key=k_update, **rest, **static)
 
-    jaxpr = str(jax.make_jaxpr(lambda *args: step(*args))(state, key, arrays))
-    _require("callback" not in jaxpr, "update: a host callback in the jaxpr")
-    traces.clear()
     jitted = jax.jit(step)
     keys = jax.random.split(key, num_steps)
     new, seen = state, []
@@ -192,6 +191,8 @@ def _check_update(
         _require_same(new, state, "update: the state's structure, shapes or dtypes")
         seen.append(metrics)
     _require(len(traces) == 1, f"update: traced {len(traces)} times for one shape")
+    jaxpr = str(jax.make_jaxpr(step)(state, key, arrays))
+    _require("callback" not in jaxpr, "update: a host callback in the jaxpr")
     for metrics in seen:
         flat = all(jnp.shape(value) == () for value in metrics.values())
         _require(flat and metrics.keys() == seen[0].keys(), f"update: metrics {metrics}")

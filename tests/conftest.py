@@ -37,3 +37,37 @@ def strict():
 def mesh8():
     """Eight devices on one axis called "data"."""
     return jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+@pytest.fixture(scope="session")
+def run_data(tmp_path_factory):
+    """A data_dir with the digits prepared, and compiled functions kept on disk from here on."""
+    from jax.experimental.compilation_cache import compilation_cache
+    from small_run import CACHE
+
+    from adaptive_ts.experiment.data import load
+
+    folder = tmp_path_factory.mktemp("run_data")
+    for split in ("train", "test"):
+        load("digits", split=split, data_dir=folder, log=lambda line: None)
+    CACHE["jax_compilation_cache_dir"] = str(folder / "compiled")
+    before = {name: getattr(jax.config, name) for name in CACHE}
+    for name, value in CACHE.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def six(run_data, tmp_path_factory):
+    """(folder, what it said, what was compiled) of an uninterrupted run of six steps."""
+    from small_run import compilations, train
+
+    folder = tmp_path_factory.mktemp("six") / "run"
+    with compilations() as names:
+        code, said = train(folder, run_data, "--train.steps 6")
+    assert code == 0
+    return folder, said, names

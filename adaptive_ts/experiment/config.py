@@ -68,6 +68,8 @@ class ModelConfig:
     """Self-attention, level by level."""
     dropout: float = 0.0
     """Dropout probability in the residual blocks."""
+    groups: int = 32
+    """Groups of the normalisation; at least two channels each for a narrow network."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; parameters and losses stay float32."""
     prediction: Literal["eps", "x0", "v"] = "eps"
@@ -110,7 +112,7 @@ class SamplerConfig:
     """|Q|: profiles that the selection looks back on."""
     entropy_coef: float = 1e-2
     """Coefficient of the policy's entropy."""
-    learning_rate: float = 1e-2
+    learning_rate: float = 1e-3
     """Adam learning rate of the policy."""
     clip_norm: float = 1.0
     """Global-norm clip of the policy's gradient."""
@@ -271,6 +273,7 @@ def differences(saved: Mapping[str, Any], config: Config) -> list[str]:
 
     A field that the saved config lacks, from before it existed, counts as its default.
 
+    >>> from adaptive_ts.experiment.config import Config, differences, to_dict
     >>> differences(to_dict(Config(seed=1)), Config())
     ['seed: 1 there, 0 here']
     """

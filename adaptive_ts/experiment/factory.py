@@ -96,6 +96,7 @@ def build(config: Config, mesh: Mesh) -> Built:
         res_blocks=config.model.res_blocks,
         attention=config.model.attention,
         dropout=config.model.dropout,
+        groups=config.model.groups,
         dtype=jnp.dtype(config.model.dtype),
     )
     schedule = SCHEDULES[config.schedule.name](config)

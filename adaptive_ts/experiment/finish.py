@@ -18,12 +18,13 @@ from adaptive_ts.experiment.factory import Built
 from adaptive_ts.experiment.files import read_json, write_json
 from adaptive_ts.experiment.generate import make_generator
 from adaptive_ts.experiment.state import LOSS_BUCKETS, TrainState
-from adaptive_ts.grid import TimeGrid, strata
+from adaptive_ts.experiment.step import density_timesteps
+from adaptive_ts.grid import TimeGrid
 from adaptive_ts.statistics import loss_mean, loss_std
 from adaptive_ts.types import Key
 
-_DENSITY_STRATA = 100
 _IMAGES_AT_ONCE = 256
+_SMALL = 16  # pixels: squares this large hide the shape, so the picture is interpolated
 _FILES = (
     ("samples/", "generated images"),
     ("timesteps.png", "p(t) over training, against uniform"),
@@ -35,11 +36,6 @@ _FILES = (
     ("summary.json", "these numbers"),
 )
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-
-
-def density_timesteps(grid: TimeGrid) -> jax.Array:
-    """The timesteps at which p(t) is recorded during training."""
-    return strata(grid, min(_DENSITY_STRATA, grid.num_buckets))
 
 
 def is_complete(folder: Path, step: int) -> bool:
@@ -164,7 +160,8 @@ def _draw(
 ) -> None:
     samples = folder / "samples"
     samples.mkdir(exist_ok=True)
-    pictures.save_image_grid(samples / f"step_{step:08d}.png", images)
+    small = max(images.shape[1:3]) < _SMALL
+    pictures.save_image_grid(samples / f"step_{step:08d}.png", images, smooth=small)
     name = f"{config.sampler.name} sampler"
     rows = report.read_metrics(folder / "timesteps.jsonl")
     if rows:

@@ -15,13 +15,14 @@ from jax.sharding import Mesh
 from adaptive_ts.experiment import config as configs
 from adaptive_ts.experiment import finish, report, sharding
 from adaptive_ts.experiment.checkpoint import Checkpoints, open_checkpoints
+from adaptive_ts.experiment.compiling import compiling
 from adaptive_ts.experiment.config import Config
 from adaptive_ts.experiment.data import Dataset, batches, load
 from adaptive_ts.experiment.errors import UserError, one_line
 from adaptive_ts.experiment.factory import Built, build
 from adaptive_ts.experiment.state import TrainState, abstract, make_init
-from adaptive_ts.experiment.step import StepFn, make_step, prepare
-from adaptive_ts.types import Batch, Key, PerBucket, TimestepSample
+from adaptive_ts.experiment.step import make_density, make_step
+from adaptive_ts.types import Key, PerBucket
 
 EXIT_RESUME = 75  # EX_TEMPFAIL: stopped by a signal, to be started again
 Log = Callable[[str], None]
@@ -70,13 +71,21 @@ def run(row: str, config: Config, *, log: Log = print) -> int:
     checkpoints = open_checkpoints(folder / "checkpoints", max_to_keep=config.train.max_to_keep)
     with contextlib.closing(checkpoints):
         job = _Run(config, folder, mesh, built, dataset, key, checkpoints, log)
-        state, elapsed = _restore(job, init, key_init)
-        start = int(state.step)
+        target = abstract(init, key_init, mesh)
+        found = checkpoints.restore_latest(target, log)
+        start = found[0] if found else 0
         if start >= config.train.steps and finish.is_complete(folder, start):
             log(finish.complete_text(folder, config))
             return 0
-        log(_opening(row, job, state))
-        state, elapsed, stopped = _train(job, state, elapsed)
+        log(_opening(row, job, target, start))
+        jobs = _jobs(job, target, start)
+        if not found:
+            whole = sharding.replicated(mesh)
+            jobs = {"init": (jax.jit(init, out_shardings=whole), (key_init,)), **jobs}
+        with compiling(jobs) as compiled:
+            state = found[1] if found else compiled("init")(key_init)
+            elapsed = float(found[2]["elapsed_s"]) if found else 0.0
+            state, elapsed, stopped = _train(job, state, start, elapsed, compiled)
         if stopped:
             log(
                 f"Stopped by {stopped} after step {int(state.step)}; the state is saved in "
@@ -84,8 +93,7 @@ def run(row: str, config: Config, *, log: Log = print) -> int:
             )
             return EXIT_RESUME
         held_out = load(data.name, split="test", log=log, **places)
-        text = finish.finish(row, config, folder, built, state, held_out, elapsed, mesh, key)
-        log(text)
+        log(finish.finish(row, config, folder, built, state, held_out, elapsed, mesh, key))
     return 0
 
 
@@ -111,34 +119,51 @@ def _claim_folder(folder: Path, config: Config) -> None:
         raise UserError(f"--workdir: cannot write to {folder}: {error.strerror}") from error
 
 
-def _restore(job: _Run, init: Callable[[Key], TrainState], key: Key) -> tuple[TrainState, float]:
-    """The newest good checkpoint, or the first state; and the seconds trained so far."""
-    found = job.checkpoints.restore_latest(abstract(init, key, job.mesh), job.log)
-    if found is not None:
-        _, state, meta = found
-        return state, float(meta["elapsed_s"])
-    whole = sharding.replicated(job.mesh)
-    return jax.jit(init, out_shardings=whole)(key), 0.0
+def _jobs(job: _Run, state: TrainState, start: int) -> dict[Any, tuple[Any, tuple[Any, ...]]]:
+    """What is compiled: the step variants that the steps ahead need, and the record of p(t)."""
+    every, parts = job.built.probe_every, job.built.parts
+    numbers = range(start + 1, job.config.train.steps + 1)
+    variants = {_variant(number, every) for number in numbers[: every or 1]}
+    rows = sharding.split(job.mesh)
+    shape = (job.config.train.batch_size, *job.dataset.images.shape[1:])
+    batch = {
+        "image": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=rows),
+        "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=rows),
+    }
+    steps = {
+        probe: (make_step(parts, probe=probe), (state, batch, job.key))
+        for probe in sorted(variants, key=bool)  # the first steps don't probe
+    }
+    return {**steps, "density": (make_density(parts), (state.sampler, batch))}
 
 
-def _opening(row: str, job: _Run, state: TrainState) -> str:
+def _variant(number: int, every: int | None) -> bool | None:
+    """Whether the step of this number (from 1) probes; None for a sampler that never does."""
+    return None if every is None else number % every == 0
+
+
+def _opening(row: str, job: _Run, state: TrainState, start: int) -> str:
     count = sum(x.size for x in jax.tree.leaves(state.params))
-    start, config = int(state.step), job.config
+    config = job.config
     return (
         f"{row}: {len(job.dataset.images):,} images of {job.dataset.name}, "
         f"{count:,} parameters, {config.sampler.name} sampler, {config.schedule.name} schedule; "
         f"{'resuming after' if start else 'from'} step {start} of {config.train.steps} on "
-        f"{job.mesh.size} {jax.devices()[0].platform} device(s). Folder: {job.folder}"
+        f"{job.mesh.size} {jax.devices()[0].platform} device(s). Folder: {job.folder}. "
+        "The first step waits for the compiler."
     )
 
 
-def _train(job: _Run, state: TrainState, elapsed: float) -> tuple[TrainState, float, str | None]:
+def _train(
+    job: _Run,
+    state: TrainState,
+    start: int,
+    elapsed: float,
+    compiled: Callable[[Any], Callable[..., Any]],
+) -> tuple[TrainState, float, str | None]:
     """Steps until the end or a signal; every file is up to date with the state returned."""
-    config, start = job.config, int(state.step)
+    config, every = job.config, job.built.probe_every
     steps = config.train.steps
-    every = job.built.probe_every
-    step_fns: dict[bool | None, StepFn] = {}
-    density = _density_fn(job)
     data = batches(
         job.dataset,
         batch_size=config.train.batch_size,
@@ -151,15 +176,12 @@ def _train(job: _Run, state: TrainState, elapsed: float) -> tuple[TrainState, fl
     with _reporting(job, start) as reporter, _signals() as signals:
         pending = None
         for number in range(start + 1, steps + 1):
-            probe = None if every is None else number % every == 0
-            if probe not in step_fns:
-                step_fns[probe] = make_step(job.built.parts, probe=probe)
             batch = sharding.put_batch(next(data), job.mesh)
-            state, metrics = step_fns[probe](state, batch, job.key)
+            state, metrics = compiled(_variant(number, every))(state, batch, job.key)
             logged = number % config.train.log_every == 0 or number == steps
-            current = number, metrics, density(state, batch) if logged else None
+            density = compiled("density")(state.sampler, batch) if logged else None
             reporter.write(pending)  # of the step before: this one is already under way
-            pending = current
+            pending = number, metrics, density
             stop = bool(signals)
             if number % config.train.save_every == 0 or number == steps or stop:
                 reporter.write(pending)  # nothing is saved before its loss is known to be sound
@@ -170,26 +192,6 @@ def _train(job: _Run, state: TrainState, elapsed: float) -> tuple[TrainState, fl
                 break
         job.checkpoints.wait()
     return state, time.monotonic() - began, signals[0] if signals else None
-
-
-def _density_fn(job: _Run) -> Callable[[TrainState, Batch], PerBucket]:
-    """(state, batch) -> (n,) p(t) T at the strata's midpoints, the mean over the batch."""
-    parts = job.built.parts
-    timesteps = finish.density_timesteps(parts.grid)
-
-    def density(state: Any, batch: Batch) -> PerBucket:
-        batch = prepare(batch, None)
-        size = batch["image"].shape[0]
-
-        def at(t: jax.Array) -> jax.Array:
-            t = jnp.full((size,), t)
-            sample = TimestepSample(t, parts.grid.to_u(t), jnp.ones((size,)))
-            return jnp.mean(jnp.exp(parts.sampler.log_density(state, sample, batch)))
-
-        return jax.vmap(at)(timesteps)
-
-    jitted = jax.jit(density)
-    return lambda state, batch: jitted(state.sampler, batch)
 
 
 class _Reporter(NamedTuple):

@@ -161,7 +161,7 @@ def _ratio_bar(bar: Any, reach: float) -> None:
     bar.set_ticks([1 / r for r in reversed(above)] + [1.0] + above, labels=labels)
 
 
-def plot_losses(  # noqa: PLR0917
+def plot_losses(
     path: str | os.PathLike[str],
     timesteps: Array,
     mean: Array,

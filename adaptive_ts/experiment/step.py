@@ -1,7 +1,7 @@
 """The train step: one jitted function of (state, batch, key), compiled per value of ``probe``."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,22 @@ from jax.sharding import Mesh, PartitionSpec
 
 from adaptive_ts.experiment import sharding
 from adaptive_ts.experiment.state import LOSS_BUCKETS, TrainState
-from adaptive_ts.grid import TimeGrid
+from adaptive_ts.grid import TimeGrid, strata
 from adaptive_ts.statistics import LossStatistics, update_statistics
-from adaptive_ts.types import Batch, Key, LossFn, Metrics, Params, PerExample, TimestepSampler
+from adaptive_ts.types import (
+    Batch,
+    Key,
+    LossFn,
+    Metrics,
+    Params,
+    PerBucket,
+    PerExample,
+    TimestepSample,
+    TimestepSampler,
+)
 
 _STATISTICS_DECAY = 0.999  # per step: about the last thousand
+_DENSITY_STRATA = 100
 
 StepFn = Callable[[TrainState, Batch, Key], tuple[TrainState, Metrics]]
 
@@ -98,6 +109,30 @@ def make_step(parts: StepParts, *, probe: bool | None) -> StepFn:
         out_shardings=(whole, whole),
         donate_argnums=0,
     )
+
+
+def make_density(parts: StepParts) -> Callable[[Any, Batch], PerBucket]:
+    """(sampler state, batch of uint8 images) -> (n,) T p(t), the mean over the batch, jitted."""
+    timesteps = density_timesteps(parts.grid)
+
+    def density(state: Any, batch: Batch) -> PerBucket:
+        batch = prepare(batch, None)
+        size = batch["image"].shape[0]
+
+        def at(t: jax.Array) -> jax.Array:
+            t = jnp.full((size,), t)
+            sample = TimestepSample(t, parts.grid.to_u(t), jnp.ones((size,)))
+            return jnp.mean(jnp.exp(parts.sampler.log_density(state, sample, batch)))
+
+        return jax.vmap(at)(timesteps)
+
+    whole, rows = sharding.replicated(parts.mesh), sharding.split(parts.mesh)
+    return jax.jit(density, in_shardings=(whole, rows), out_shardings=whole)
+
+
+def density_timesteps(grid: TimeGrid) -> PerBucket:
+    """(n,) the timesteps at which p(t) is recorded during training."""
+    return strata(grid, min(_DENSITY_STRATA, grid.num_buckets))
 
 
 def prepare(batch: Batch, key: Key | None) -> Batch:

@@ -137,9 +137,10 @@ def adaptive(
       ValueError: an option out of its range.
 
     Example:
-      >>> from adaptive_ts.grid import discrete
-      >>> from adaptive_ts.policy import conv_beta_policy
-      >>> sampler = adaptive(discrete(1000), conv_beta_policy(), optax.adam(1e-3), every=40)
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import adaptive_ts as ats
+      >>> grid, policy = ats.discrete(1000), ats.conv_beta_policy()
+      >>> sampler = ats.adaptive(grid, policy, optax.adam(1e-3), every=40)
       >>> batch = {"image": jnp.zeros((4, 8, 8, 1))}
       >>> state = sampler.init(jax.random.key(0), batch)
       >>> print(state.selected, sampler.sample(jax.random.key(1), state, batch).t.shape)

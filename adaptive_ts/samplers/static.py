@@ -37,8 +37,9 @@ def uniform(
       A `TimestepSampler` with an empty state.
 
     Example:
-      >>> from adaptive_ts.grid import discrete
-      >>> sampler = uniform(discrete(1000), stratified=True)
+      >>> import jax, jax.numpy as jnp
+      >>> import adaptive_ts as ats
+      >>> sampler = ats.uniform(ats.discrete(1000), stratified=True)
       >>> batch = {"image": jnp.zeros((4, 8, 8, 1))}
       >>> draw = sampler.sample(jax.random.key(0), sampler.init(jax.random.key(1), batch), batch)
       >>> print(jnp.sort(draw.t // 250))

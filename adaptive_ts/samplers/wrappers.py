@@ -30,9 +30,9 @@ def importance_weighted(sampler: TimestepSampler) -> TimestepSampler:
       A `TimestepSampler` with the same state, draws and ``log_density``.
 
     Example:
-      >>> from adaptive_ts.grid import discrete
-      >>> from adaptive_ts.samplers.static import uniform
-      >>> sampler = importance_weighted(uniform(discrete(10)))
+      >>> import jax, jax.numpy as jnp
+      >>> import adaptive_ts as ats
+      >>> sampler = ats.importance_weighted(ats.uniform(ats.discrete(10)))
       >>> batch = {"image": jnp.zeros((2, 8, 8, 1))}
       >>> print(sampler.sample(jax.random.key(0), (), batch).weight)
       [1. 1.]
@@ -72,13 +72,13 @@ def mixed_with_uniform(
       ValueError: ``prob`` outside [0, 1], or no grid.
 
     Example:
-      >>> from adaptive_ts.grid import discrete
-      >>> from adaptive_ts.samplers.static import uniform
-      >>> sampler = mixed_with_uniform(uniform(discrete(10)), 0.1)
+      >>> import jax, jax.numpy as jnp
+      >>> import adaptive_ts as ats
+      >>> sampler = ats.mixed_with_uniform(ats.uniform(ats.discrete(10)), 0.1)
       >>> batch = {"image": jnp.zeros((2, 8, 8, 1))}
       >>> draw = sampler.sample(jax.random.key(0), (), batch)
-      >>> print(sampler.log_density((), draw, batch))
-      [0. 0.]
+      >>> print(jnp.exp(sampler.log_density((), draw, batch)).round(3))
+      [1. 1.]
 
     Source: Nichol and Dhariwal 2021 (arXiv 2102.09672), released code, ``uniform_prob``.
     """

@@ -1,5 +1,6 @@
 """The U-Net of DDPM (Ho et al. 2020), as the paper's code configures it."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -7,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_GROUPS = 32
 _INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 _ZERO = nn.initializers.zeros_init()
 
@@ -22,11 +22,13 @@ def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
 
 
 class Norm(nn.Module):
-    """Group normalisation in float32, by 32 groups or the most that divide the channels."""
+    """Group normalisation in float32; as many groups as divide both the wish and the channels."""
+
+    groups: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        groups = int(np.gcd(_GROUPS, x.shape[-1]))
+        groups = int(np.gcd(self.groups, x.shape[-1]))
         return nn.GroupNorm(groups, epsilon=1e-6, dtype=jnp.float32, name="group")(x)
 
 
@@ -35,16 +37,17 @@ class ResBlock(nn.Module):
 
     channels: int
     dropout: float
+    groups: int
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array, train: bool) -> jax.Array:
         conv = {"kernel_size": (3, 3), "dtype": self.dtype}
-        h = nn.silu(Norm(name="norm1")(x))
+        h = nn.silu(Norm(self.groups, name="norm1")(x))
         h = nn.Conv(self.channels, kernel_init=_INIT, name="conv1", **conv)(h)
         shift = nn.Dense(self.channels, kernel_init=_INIT, dtype=self.dtype, name="fc")
         h = h + shift(nn.silu(embedding))[:, None, None, :]
-        h = nn.silu(Norm(name="norm2")(h))
+        h = nn.silu(Norm(self.groups, name="norm2")(h))
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         h = nn.Conv(self.channels, kernel_init=_ZERO, name="conv2", **conv)(h)
         if x.shape[-1] != self.channels:
@@ -56,13 +59,14 @@ class ResBlock(nn.Module):
 class Attention(nn.Module):
     """Self-attention over the pixels, one head, softmax in float32."""
 
+    groups: int
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         b, height, width, c = x.shape
         project = nn.Conv(3 * c, (1, 1), kernel_init=_INIT, dtype=self.dtype, name="project_in")
-        qkv = project(Norm(name="norm")(x)).reshape(b, height * width, 3, 1, c)
+        qkv = project(Norm(self.groups, name="norm")(x)).reshape(b, height * width, 3, 1, c)
         h = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         out = nn.Conv(c, (1, 1), kernel_init=_ZERO, dtype=self.dtype, name="project_out")
         return x + out(h.reshape(b, height, width, c))
@@ -77,6 +81,7 @@ class UNet(nn.Module):
       res_blocks: residual blocks per level on the way down; one more on the way up.
       attention: whether a level's blocks are followed by attention.
       dropout: rate inside the residual blocks.
+      groups: of the normalisation; a group of one channel forgets how strong the noise is.
       dtype: of the convolutions and matrix products; parameters, norms and softmax are float32.
 
     Source: Ho et al. 2020 (arXiv 2006.11239), appendix B.
@@ -87,6 +92,7 @@ class UNet(nn.Module):
     res_blocks: int = 2
     attention: tuple[bool, ...] = (False, True, False, False)
     dropout: float = 0.0
+    groups: int = 32
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -94,15 +100,18 @@ class UNet(nn.Module):
         self._check(x)
         widths = [self.channels * m for m in self.multipliers]
         last = len(widths) - 1
+        shared = {"groups": self.groups, "dtype": self.dtype}
+        res_block = functools.partial(ResBlock, dropout=self.dropout, **shared)
+        attention = functools.partial(Attention, **shared)
         embedding = timestep_embedding(t, self.channels)
         for name in ("embed_0", "embed_1"):
             dense = nn.Dense(4 * self.channels, kernel_init=_INIT, dtype=self.dtype, name=name)
             embedding = dense(embedding if name == "embed_0" else nn.silu(embedding))
 
         def block(h: jax.Array, level: int, width: int, name: str) -> jax.Array:
-            h = ResBlock(width, self.dropout, self.dtype, name=name)(h, embedding, train)
+            h = res_block(width, name=name)(h, embedding, train)
             if self.attention[level]:
-                h = Attention(self.dtype, name=f"{name}_attention")(h)
+                h = attention(name=f"{name}_attention")(h)
             return h
 
         def conv(width: int, name: str, **options: Any) -> nn.Conv:
@@ -118,9 +127,9 @@ class UNet(nn.Module):
                 h = conv(width, f"down_{level}_conv", strides=2, kernel_init=_INIT)(h)
                 skips.append(h)
 
-        h = ResBlock(widths[-1], self.dropout, self.dtype, name="middle_0")(h, embedding, train)
-        h = Attention(self.dtype, name="middle_1")(h)
-        h = ResBlock(widths[-1], self.dropout, self.dtype, name="middle_2")(h, embedding, train)
+        h = res_block(widths[-1], name="middle_0")(h, embedding, train)
+        h = attention(name="middle_1")(h)
+        h = res_block(widths[-1], name="middle_2")(h, embedding, train)
 
         for level in reversed(range(last + 1)):
             for i in range(self.res_blocks + 1):
@@ -130,7 +139,7 @@ class UNet(nn.Module):
                 h = jnp.repeat(jnp.repeat(h, 2, axis=1), 2, axis=2)
                 h = conv(widths[level], f"up_{level}_conv", kernel_init=_INIT)(h)
 
-        h = nn.silu(Norm(name="out_norm")(h))
+        h = nn.silu(Norm(self.groups, name="out_norm")(h))
         return conv(x.shape[-1], "out_conv", kernel_init=_ZERO)(h).astype(jnp.float32)
 
     def _check(self, x: jax.Array) -> None:

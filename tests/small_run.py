@@ -1,0 +1,105 @@
+"""A training run as small as it gets, for test_train and test_resume: digits, 2,801 parameters."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import pathlib
+import sys
+
+import jax
+
+from adaptive_ts.experiment import cli, factory, loop
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SMALL = (
+    "--model.channels 4 --model.multipliers 1 --model.attention False --schedule.num_timesteps 50 "
+    "--sampler.every 2 --sampler.num_buckets 8 --sampler.num_selected 2 --generate.num_images 4 "
+    "--generate.steps 3 --train.batch_size 8 --train.save_every 1 --train.log_every 1 "
+    "--train.max_to_keep 2"
+)
+CACHE = {  # every run compiles the same functions
+    "jax_compilation_cache_dir": None,
+    "jax_persistent_compilation_cache_min_compile_time_secs": 0,
+    "jax_persistent_compilation_cache_min_entry_size_bytes": -1,
+}
+
+
+def arguments(folder, data_dir, extra="", row="digits"):
+    """The command line of a small run in ``folder``."""
+    return [row, *SMALL.split(), *f"--workdir {folder} --data.dir {data_dir} {extra}".split()]
+
+
+def parse(argv):
+    return cli.parse(argv, configs_dir=ROOT / "configs", known=factory.known_names())
+
+
+def train(folder, data_dir, extra="", row="digits"):
+    """Runs in this process; returns the exit code and the lines it said."""
+    said = []
+    code = loop.run(*parse(arguments(folder, data_dir, extra, row)), log=said.append)
+    return code, said
+
+
+def main(argv):
+    """What ``train.py ARGV`` does, in this process."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        import train as script
+    finally:
+        sys.path.remove(str(ROOT))
+    return script.main(argv)
+
+
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def lines(folder, name="metrics.jsonl"):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def tree(folder):
+    """path -> (bytes' hash, mtime) of every file below a folder."""
+    return {
+        str(p.relative_to(folder)): (
+            hashlib.sha256(p.read_bytes()).hexdigest(),
+            p.stat().st_mtime_ns,
+        )
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+def saved_steps(folder):
+    names = [p.name for p in (folder / "checkpoints").iterdir()]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def same_run(folder, other):
+    """Two finished runs: the whole state, the losses and p(t), bit for bit."""
+    assert summary(folder)["state_digest"] == summary(other)["state_digest"]
+    for name in ("metrics.jsonl", "timesteps.jsonl"):
+        assert lines(folder, name) == lines(other, name)
+
+
+@contextlib.contextmanager
+def compilations():
+    """The names of the functions that JAX compiles meanwhile (cached on disk or not)."""
+    names = []
+
+    class Names(logging.Handler):
+        def emit(self, record):
+            text = record.getMessage()
+            if text.startswith("Compiling "):
+                names.append(text.split()[1])
+
+    handler, logger = Names(), logging.getLogger("jax")
+    logger.addHandler(handler)
+    propagate, logger.propagate = logger.propagate, False
+    try:
+        with jax.log_compiles(True):
+            yield names
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate

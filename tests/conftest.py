@@ -51,7 +51,7 @@ def run_data(tmp_path_factory):
     for split in ("train", "test"):
         load("digits", split=split, data_dir=folder, log=lambda line: None)
     CACHE["jax_compilation_cache_dir"] = str(folder / "compiled")
-    before = {name: getattr(jax.config, name) for name in CACHE}
+    before = {name: jax.config.values[name] for name in CACHE}
     for name, value in CACHE.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()

@@ -20,8 +20,8 @@ SMALL = (
 )
 CACHE = {  # every run compiles the same functions
     "jax_compilation_cache_dir": None,
-    "jax_persistent_compilation_cache_min_compile_time_secs": 0,
-    "jax_persistent_compilation_cache_min_entry_size_bytes": -1,
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
 }
 
 

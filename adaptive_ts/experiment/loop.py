@@ -99,7 +99,10 @@ def run(row: str, config: Config, *, log: Log = print) -> int:
 
 def _check_folder(folder: Path, config: Config) -> None:
     """Refuses a folder that holds a run of another config; changes nothing."""
-    saved = report.read_json(folder / "config.json")
+    try:
+        saved = report.read_json(folder / "config.json")
+    except OSError as error:
+        raise UserError(f"--workdir: cannot use {folder}: {error.strerror}") from error
     if saved is None:
         return
     found = configs.differences(saved, config)

@@ -101,7 +101,7 @@ def make_step(parts: StepParts, *, probe: bool | None) -> StepFn:
             sampler=sampler_state,
             statistics=add_losses(state.statistics, jnp.clip(bucket, 0, LOSS_BUCKETS - 1), losses),
         )
-        return new, {"loss": loss, "grad_norm": optax.global_norm(grads), **metrics}
+        return new, {"loss": loss, "grad_norm": optax.tree.norm(grads), **metrics}
 
     return jax.jit(
         step,

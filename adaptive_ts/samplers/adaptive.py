@@ -324,7 +324,7 @@ def _learn(
     grads, metrics = collectives.pmean((grads, metrics), options.axis_name)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.policy)
     new = optax.apply_updates(state.policy, updates), opt_state
-    sound = jnp.isfinite(optax.global_norm(grads))
+    sound = jnp.isfinite(optax.tree.norm(grads))
     params, opt_state = jax.tree.map(
         lambda new, old: jnp.where(sound, new, old), new, (state.policy, state.opt_state)
     )

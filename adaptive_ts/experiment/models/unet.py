@@ -16,7 +16,7 @@ def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
     """(b,) timesteps -> (b, dim) float32: sines, then cosines, of t at geometric frequencies."""
     half = dim // 2
     frequency = np.exp(-np.log(10000) / max(half - 1, 1) * np.arange(half)).astype(np.float32)
-    angle = t.astype(jnp.float32)[:, None] * frequency
+    angle = t.astype(jnp.float32)[:, None] * frequency[None]
     embedding = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
     return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
 

@@ -1,0 +1,110 @@
+"""Held-out loss and VLB of a model that predicts a constant: against NumPy's own arithmetic."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adaptive_ts import diffusion
+from adaptive_ts.experiment import factory, sharding
+from adaptive_ts.experiment.config import Config, ModelConfig, SamplerConfig, ScheduleConfig
+from adaptive_ts.experiment.data import from_arrays
+from adaptive_ts.experiment.evaluate import evaluate
+
+T, C = 40, 0.3
+
+
+def constant(params, x, t, batch, key):
+    return jnp.full_like(x, params)
+
+
+def setup(mesh, prediction="eps", variance="fixed_large", num_timesteps=T):
+    config = Config(
+        model=ModelConfig(channels=4, multipliers=(1,), attention=(False,)),
+        sampler=SamplerConfig(name="uniform"),
+        schedule=ScheduleConfig(num_timesteps=num_timesteps),
+    )
+    built = factory.build(config, mesh)
+    loss = diffusion.denoising_loss(constant, built.schedule, prediction=prediction)
+    vlb = diffusion.vlb_loss(
+        constant, built.schedule, prediction=prediction, variance=variance
+    )
+    return built._replace(parts=built.parts._replace(loss_fn=loss), vlb=vlb)
+
+
+def digits_like(count, seed=0):
+    images = np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
+    return from_arrays(images, name="noise")
+
+
+def numpy_vlb(betas, mse, variance):
+    """(T,) bits/dim: Ho et al. 2020, Eq. 12 with KL between Gaussians of different variances."""
+    abar = np.cumprod(1 - betas)
+    before = np.append(1.0, abar[:-1])
+    posterior = betas * (1 - before) / (1 - abar)
+    clipped = np.append(posterior[1], posterior[1:])
+    model = np.append(posterior[1], betas[1:]) if variance == "fixed_large" else clipped
+    squared_mean_error = betas**2 / ((1 - betas) * (1 - abar)) * mse
+    ratio = clipped / model
+    return (squared_mean_error / model + ratio - 1 - np.log(ratio)) / (2 * np.log(2))
+
+
+@pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
+def test_constant_noise_prediction(mesh8, variance):
+    data = digits_like(64)
+    built = setup(mesh8, variance=variance)
+    result = evaluate(built, jnp.float32(C), data, 32, jax.random.key(1), mesh8)
+    assert result.num_images == 64
+    np.testing.assert_array_equal(result.timesteps, np.arange(T))
+    # E (c - eps)^2 = c^2 + 1, of variance 4 c^2 + 2 per pixel; every timestep has the same noise.
+    expected, error = C**2 + 1, np.sqrt((4 * C**2 + 2) / (64 * 64))
+    np.testing.assert_allclose(result.loss, expected, atol=5 * error)
+    np.testing.assert_allclose(result.total_loss, result.loss.mean(), rtol=1e-12)
+    betas = np.asarray(built.schedule.betas, np.float64)
+    np.testing.assert_allclose(result.vlb, numpy_vlb(betas, result.loss, variance), rtol=1e-4)
+    abar = np.prod(1 - betas)
+    x0 = data.images / 127.5 - 1
+    prior = (abar * np.mean(x0**2) - abar - np.log1p(-abar)) / (2 * np.log(2))
+    np.testing.assert_allclose(result.total_vlb, T * result.vlb.mean() + prior, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", ["x0", "v"])
+def test_constant_prediction_of_the_image_or_the_velocity(mesh8, prediction):
+    data = digits_like(128)
+    built = setup(mesh8, prediction)
+    result = evaluate(built, jnp.float32(C), data, 128, jax.random.key(1), mesh8)
+    x0 = data.images / 127.5 - 1
+    if prediction == "x0":
+        np.testing.assert_allclose(result.loss, np.mean((C - x0) ** 2), rtol=1e-5)
+        return
+    abar = np.cumprod(1 - np.asarray(built.schedule.betas, np.float64))
+    expected = abar + (1 - abar) * np.mean(x0**2) + C**2 + 2 * C * np.sqrt(1 - abar) * x0.mean()
+    np.testing.assert_allclose(result.loss, expected, atol=5 * 2 / np.sqrt(128 * 64))
+
+
+def test_strata_of_many_timesteps(mesh8):
+    built = setup(mesh8, num_timesteps=1000)
+    result = evaluate(built, jnp.float32(C), digits_like(16), 16, jax.random.key(1), mesh8)
+    assert result.timesteps.shape == result.loss.shape == (100,)
+    np.testing.assert_allclose(result.timesteps, 10 * np.arange(100) + 5, atol=1)
+    assert 0 < result.total_vlb - 1000 * result.vlb.mean() < 1e-3, "the prior"
+
+
+def test_the_number_of_devices_and_the_batch_size_do_not_matter(mesh8):
+    data = digits_like(32)
+    one = sharding.make_mesh(jax.devices()[:1])
+    key = jax.random.key(1)
+    results = [
+        evaluate(setup(mesh), jnp.float32(C), data, size, key, mesh)
+        for mesh, size in ((mesh8, 32), (mesh8, 8), (one, 32))
+    ]
+    for other in results[1:]:
+        np.testing.assert_allclose(other.loss, results[0].loss, rtol=1e-5)
+        np.testing.assert_allclose(other.total_vlb, results[0].total_vlb, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "size", "used"), [(300, 128, 256), (20, 8, 16), (3, 8, 8)])
+def test_how_many_images_are_used(mesh8, count, size, used):
+    built = setup(mesh8, num_timesteps=25)
+    result = evaluate(built, jnp.float32(C), digits_like(count), size, jax.random.key(1), mesh8)
+    assert result.num_images == used

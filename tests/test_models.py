@@ -1,0 +1,193 @@
+"""The U-Net: the reference implementation's outputs for the same weights, sizes, precision."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adaptive_ts.experiment.models.unet import UNet, timestep_embedding
+
+SMALL = UNet(channels=32, multipliers=(1, 2), res_blocks=1, attention=(False, True))
+
+# The torch state dict of the golden's network: module -> shape of its weight. Biases have the
+# length of the first axis.
+_RES = {
+    "down.0.0": (32, 32),
+    "down.1.0.0": (32, 64),
+    "middle.0": (64, 64),
+    "middle.2": (64, 64),
+    "up.0.0": (96, 32),
+    "up.0.1": (64, 32),
+    "up.1.0.0": (128, 64),
+    "up.1.1.0": (96, 64),
+}
+_ATTENTION = ("down.1.0.1", "middle.1", "up.1.0.1", "up.1.1.1")
+_OTHER = {
+    "embed.0": (128, 32),
+    "embed.2": (128, 128),
+    "in_conv": (32, 3, 3, 3),
+    "down.0.1.1": (32, 32, 3, 3),
+    "up.1.2.1": (64, 64, 3, 3),
+    "out_conv.0": (32,),
+    "out_conv.2": (3, 32, 3, 3),
+}
+
+
+def torch_shapes():
+    """name in the reference's state dict -> shape."""
+    modules = dict(_OTHER)
+    for name, (inputs, width) in _RES.items():
+        modules |= {
+            f"{name}.norm1": (inputs,),
+            f"{name}.conv1": (width, inputs, 3, 3),
+            f"{name}.fc": (width, 128),
+            f"{name}.norm2": (width,),
+            f"{name}.conv2": (width, width, 3, 3),
+        }
+        if inputs != width:
+            modules[f"{name}.skip"] = (width, inputs, 1, 1)
+    for name in _ATTENTION:
+        modules |= {
+            f"{name}.norm": (64,),
+            f"{name}.project_in": (192, 64, 1, 1),
+            f"{name}.project_out": (64, 64, 1, 1),
+        }
+    shapes = {}
+    for name, shape in modules.items():
+        full = re.sub(r"^(down|up)\.", r"\1samples.level_", name)
+        shapes |= {f"{full}.weight": shape, f"{full}.bias": shape[:1]}
+    return shapes
+
+
+def flax_path(name):
+    """The reference's name of a parameter -> ours."""
+    module, leaf = name.rsplit(".", 1)
+    module = re.sub(r"^embed\.(\d)$", lambda m: f"embed_{int(m[1]) // 2}", module)
+    level = r"^(down|up)samples\.level_(\d)\.(\d)"
+    module = re.sub(rf"{level}\.0\.", r"\1_\2_\3/", module)
+    module = re.sub(rf"{level}\.1\.", r"\1_\2_\3_attention/", module)
+    module = re.sub(rf"{level}\.1$", r"\1_\2_conv", module)
+    module = re.sub(rf"{level}\.", r"\1_\2_\3/", module)
+    module = re.sub(r"^middle\.(\d)\.", r"middle_\1/", module)
+    module = module.replace("out_conv.0", "out_norm").replace("out_conv.2", "out_conv")
+    if "norm" in module:
+        return f"{module}/group/{'scale' if leaf == 'weight' else 'bias'}"
+    return f"{module}/{'kernel' if leaf == 'weight' else 'bias'}"
+
+
+def reference_params():
+    """The golden's weights, by its rule, in our layouts."""
+    rng, params = np.random.default_rng(1), {}
+    for name, shape in sorted(torch_shapes().items()):
+        weight = (rng.standard_normal(shape) * 0.05).astype(np.float32)
+        if weight.ndim == 4:
+            weight = weight.transpose(2, 3, 1, 0)  # OIHW -> HWIO
+        *path, leaf = flax_path(name).split("/")
+        node = params
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = weight.T if weight.ndim == 2 else weight
+    return params
+
+
+def shapes_of(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
+
+
+def abstract_params(model, shape, **options):
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    t = jax.ShapeDtypeStruct(shape[:1], jnp.int32)
+    return jax.eval_shape(model.init, jax.random.key(0), x, t, **options)["params"]
+
+
+@pytest.fixture
+def reference(golden):
+    arrays = golden("ddpm_unet_small")
+    images = {name: arrays[name].transpose(0, 2, 3, 1) for name in ("x", "out")}
+    return reference_params(), {**images, "t": arrays["t"].astype(np.int32)}
+
+
+def test_the_reference_weights_fill_our_tree(reference):
+    params, arrays = reference
+    assert shapes_of(params) == shapes_of(abstract_params(SMALL, arrays["x"].shape))
+
+
+def test_equal_to_the_reference_implementation(reference):
+    params, arrays = reference
+    out = jax.jit(SMALL.apply)({"params": params}, arrays["x"], arrays["t"])
+    assert out.dtype == jnp.float32
+    np.testing.assert_allclose(out, arrays["out"], atol=1e-6)
+    assert np.abs(arrays["out"]).max() > 0.1
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(reference):
+    params, arrays = reference
+    model = SMALL.clone(dtype=jnp.bfloat16)
+    kept = abstract_params(model, arrays["x"].shape)
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.dtype(jnp.float32)}
+    out = jax.jit(model.apply)({"params": params}, arrays["x"], arrays["t"])
+    assert out.dtype == jnp.float32
+    error = np.abs(np.asarray(out) - arrays["out"]).max() / np.abs(arrays["out"]).max()
+    assert 1e-6 < error < 0.05, "coarser than float32, and not wrong"
+
+
+@pytest.mark.parametrize(
+    ("options", "side", "count"),
+    [
+        ({"multipliers": (1, 2, 2, 2), "attention": (False, True, False, False)}, 32, 35_746_307),
+        (
+            {"multipliers": (1, 1, 2, 2, 4, 4), "attention": (False,) * 4 + (True, False)},
+            256,
+            113_673_219,
+        ),
+    ],
+)
+def test_parameter_counts_of_the_reference_configurations(options, side, count):
+    params = abstract_params(UNet(channels=128, res_blocks=2, **options), (1, side, side, 3))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
+
+
+def test_a_new_network_predicts_zero_and_dropout_needs_train():
+    model = UNet(channels=4, multipliers=(1,), res_blocks=1, attention=(True,), dropout=0.5)
+    x, t = jnp.ones((2, 3, 5, 1)), jnp.arange(2)  # one level: any size
+
+    @functools.partial(jax.jit, static_argnames="train")
+    def apply(params, key, train):
+        return model.apply({"params": params}, x, t, train=train, rngs={"dropout": key})
+
+    params = jax.jit(model.init)(jax.random.key(0), x, t)["params"]
+    np.testing.assert_array_equal(apply(params, jax.random.key(0), False), 0 * x)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: p + rng.standard_normal(p.shape, np.float32), params)
+
+    def out(key, train=True):
+        return np.asarray(apply(params, jax.random.key(key), train))
+
+    np.testing.assert_array_equal(out(0, False), out(1, False))
+    np.testing.assert_array_equal(out(0), out(0))
+    assert np.abs(out(0) - out(1)).max() > 1e-3 and np.abs(out(0) - out(0, False)).max() > 1e-3
+
+
+def test_timestep_embedding():
+    embedding = np.asarray(timestep_embedding(jnp.array([0, 7]), 5))
+    frequency = 10000.0 ** -np.array([0.0, 1.0])
+    np.testing.assert_allclose(embedding[0], [0, 0, 1, 1, 0])
+    expected = [*np.sin(7 * frequency), *np.cos(7 * frequency), 0]
+    np.testing.assert_allclose(embedding[1], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 15, 16, 3), (2, 16, 18, 3), (16, 16, 3)])
+def test_sides_that_cannot_be_halved(shape):
+    model = UNet(channels=4, multipliers=(1, 1, 1), res_blocks=1, attention=(False,) * 3)
+    with pytest.raises(ValueError, match=r"sides divisible by 4 \(3 levels\), got shape"):
+        abstract_params(model, shape)
+
+
+def test_attention_needs_an_entry_per_level():
+    model = UNet(channels=4, multipliers=(1, 1), attention=(True,))
+    with pytest.raises(ValueError, match="one entry per level, 2"):
+        abstract_params(model, (1, 8, 8, 1))

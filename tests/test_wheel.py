@@ -1,0 +1,199 @@
+"""The built wheel with its core dependencies only: an empty environment, another folder."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.parser import HeaderParser
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import adaptive_ts
+
+ROOT = Path(__file__).parent.parent
+TRAINING_ONLY = ["tensorflow_datasets", "grain", "matplotlib", "sklearn", "tyro", "tqdm", "PIL"]
+# Flax itself brings orbax, so it is there; the core must not import it.
+NOT_IMPORTED = [*TRAINING_ONLY, "orbax", "tensorflow", "array_record", "tensorboardX"]
+NO_PACKAGES = re.compile(
+    r"dns error|error sending request|failed to fetch|Could not connect|Connection refused|"
+    r"Temporary failure in name resolution|NewConnectionError|Network is unreachable|"
+    r"Failed to establish a new connection|network was disabled",
+    re.IGNORECASE,
+)
+
+SEVEN_LINES = """
+import json
+import sys
+from importlib.metadata import version
+from importlib.util import find_spec
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import adaptive_ts as ats
+
+images = np.random.default_rng(0).uniform(-1, 1, (16, 8, 8, 1)).astype(np.float32)
+batch, key = {"image": jnp.asarray(images)}, jax.random.key(0)
+signal = jnp.asarray(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)), jnp.float32)
+optimizer = optax.adam(1e-2)
+
+
+def loss_fn(params, batch, t, key):
+    x, a = batch["image"], signal[t][:, None, None, None]
+    noise = jax.random.normal(key, x.shape)
+    noisy = jnp.sqrt(a) * x + jnp.sqrt(1 - a) * noise
+    predicted = jnp.sqrt(1 - a) * params["scale"] * noisy + params["shift"]
+    return jnp.mean((predicted - noise) ** 2, axis=(1, 2, 3))
+
+
+sampler = ats.adaptive(ats.discrete(1000), ats.conv_beta_policy(), optax.adam(1e-3), every=4)  # 1
+sampler_state = sampler.init(key, batch)  # 2
+
+
+@jax.jit
+def train_step(params, opt_state, sampler_state, batch, key):
+    k_t, k_loss, k_up = jax.random.split(key, 3)  # 3
+    draw = sampler.sample(k_t, sampler_state, batch)  # 4
+
+    def mean_loss(params):
+        losses = loss_fn(params, batch, draw.t, k_loss)
+        return jnp.mean(draw.weight * losses), losses  # 5
+
+    (loss, losses), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    new = optax.apply_updates(params, updates)
+    sampler_state, metrics = sampler.update(
+        sampler_state, draw, losses, key=k_up, batch=batch,  # 6
+        loss_fn=loss_fn, params=params, new_params=new,  # 7
+    )
+    return new, opt_state, sampler_state, loss, metrics
+
+
+params = {"scale": jnp.float32(0.0), "shift": jnp.float32(0.5)}
+opt_state, losses, probed = optimizer.init(params), [], []
+for step in range(16):
+    params, opt_state, sampler_state, loss, metrics = train_step(
+        params, opt_state, sampler_state, batch, jax.random.fold_in(key, step)
+    )
+    losses.append(float(loss))
+    probed.append(int(metrics["probed"]))
+names = sys.argv[1].split(",")
+print(
+    json.dumps(
+        {
+            "file": ats.__file__,
+            "versions": [ats.__version__, version("adaptive-ts")],
+            "losses": losses,
+            "probed": probed,
+            "profiles": int(sampler_state.queue.count),
+            "reward_mean": float(metrics["reward_mean"]),
+            "installed": [name for name in names if find_spec(name)],
+            "imported": [name for name in names if name in sys.modules],
+        }
+    )
+)
+"""
+
+
+def _uv() -> list[str] | None:
+    beside = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
+    if beside:
+        return [beside]
+    return [sys.executable, "-m", "uv"] if find_spec("uv") else None
+
+
+def _run(command, cwd: Path) -> str:
+    """Its stdout; a skip where packages cannot be had, and a failure for any other reason."""
+    # Nothing of this checkout, and nothing of the environment the tests run in, may leak in.
+    hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "UV_PROJECT_ENVIRONMENT", "XLA_FLAGS")
+    env = {name: value for name, value in os.environ.items() if name not in hidden}
+    run = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd, env={**env, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
+        check=False, timeout=900,
+    )  # fmt: skip
+    if run.returncode and NO_PACKAGES.search(run.stderr + run.stdout):
+        pytest.skip(f"no packages can be had here: {run.stderr.strip().splitlines()[-1]}")
+    assert run.returncode == 0, f"{command}:\n{run.stdout}\n{run.stderr}"
+    return run.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder, uv = tmp_path_factory.mktemp("wheel"), _uv()
+    if uv:
+        command = [*uv, "build", "--wheel", "--out-dir", folder, ROOT]
+    else:
+        command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", folder, ROOT]
+    _run(command, folder)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def python(wheel, tmp_path_factory) -> Path:
+    """The interpreter of an environment with the wheel and what it asks for, nothing else."""
+    folder, uv = tmp_path_factory.mktemp("empty") / "env", _uv()
+    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+    if uv:
+        _run([*uv, "venv", "--no-project", "--python", sys.executable, folder], wheel.parent)
+        _run([*uv, "pip", "install", "--python", python, wheel], wheel.parent)
+    else:
+        _run([sys.executable, "-m", "venv", folder], wheel.parent)
+        _run([python, "-m", "pip", "install", wheel], wheel.parent)
+    return python
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+        header = HeaderParser().parsestr(archive.read(metadata).decode())
+    assert header["Name"] == "adaptive-ts" and header["Version"] == adaptive_ts.__version__
+    assert wheel.name.startswith(f"adaptive_ts-{adaptive_ts.__version__}-py3-none-any")
+    core = {re.split(r"[<>=!~ \[;]", d)[0] for d in header.get_all("Requires-Dist")
+            if "extra ==" not in d}  # fmt: skip
+    assert core == {"jax", "flax", "optax", "numpy"}
+
+    assert {"adaptive_ts/__init__.py", "adaptive_ts/py.typed", "adaptive_ts/types.py"} <= names
+    info = metadata.rpartition("/")[0]
+    assert any(name.startswith(info) and name.endswith("LICENSE") for name in names)
+    for name in names:
+        assert name.startswith(("adaptive_ts/", f"{info}/")), name
+        if name.startswith("adaptive_ts/"):
+            assert name.endswith(".py") or name == "adaptive_ts/py.typed", name
+            assert "tests" not in name and "test_" not in name and "configs" not in name, name
+    here = {path.relative_to(ROOT).as_posix() for path in (ROOT / "adaptive_ts").rglob("*.py")}
+    assert here == {name for name in names if name.endswith(".py")}
+
+
+def test_seven_lines_from_another_folder(python, wheel, tmp_path):
+    (tmp_path / "seven_lines.py").write_text(SEVEN_LINES)
+    said = _run([python, "seven_lines.py", ",".join(NOT_IMPORTED)], tmp_path)
+    report = json.loads(said.splitlines()[-1])
+    assert Path(report["file"]).is_relative_to(python.parent.parent)  # not this checkout
+    assert report["versions"] == [adaptive_ts.__version__] * 2
+    assert report["imported"] == []
+    assert not set(report["installed"]) & set(TRAINING_ONLY)
+    assert report["probed"] == [0, 0, 0, 1] * 4 and report["profiles"] == 4
+    assert report["reward_mean"] != 0
+    first, last = (sum(losses) / 4 for losses in (report["losses"][:4], report["losses"][-4:]))
+    assert last < 0.95 * first
+
+
+def test_training_parts_say_what_is_missing(python, wheel, tmp_path):
+    """Without the extra [train] the experiment package fails with the name of what it lacks."""
+    code = "import adaptive_ts.experiment.cli"
+    env = {"JAX_PLATFORMS": "cpu", "PATH": os.environ.get("PATH", "")}
+    run = subprocess.run(
+        [str(python), "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True,
+        check=False, timeout=120,
+    )  # fmt: skip
+    assert run.returncode != 0 and "No module named 'tyro'" in run.stderr

@@ -1,5 +1,7 @@
 """Eight host devices, strict rank promotion, and the goldens; imported before JAX starts."""
 
+import fcntl
+import json
 import os
 import pathlib
 
@@ -33,6 +35,14 @@ def strict():
     return lambda: jax.numpy_dtype_promotion("strict")
 
 
+@pytest.fixture
+def quick_compilation():
+    """For tests whose cost is nearly all compilation; their arithmetic is tiny."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def mesh8():
     """Eight devices on one axis called "data"."""
@@ -40,34 +50,52 @@ def mesh8():
 
 
 @pytest.fixture(scope="session")
-def run_data(tmp_path_factory):
-    """A data_dir with the digits prepared, and compiled functions kept on disk from here on."""
-    from jax.experimental.compilation_cache import compilation_cache
-    from small_run import CACHE
+def once(tmp_path_factory):
+    """``once(name, make)``: the folder that ``make(folder)`` filled, for all workers of pytest."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def folder_of(name, make):
+        folder, done = base / name, base / f"{name}.done"
+        with (base / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="module")
+def run_data(once):
+    """A data_dir with the digits prepared; meanwhile functions are compiled fast and kept."""
+    from small_run import compiler
 
     from adaptive_ts.experiment.data import load
 
-    folder = tmp_path_factory.mktemp("run_data")
-    for split in ("train", "test"):
-        load("digits", split=split, data_dir=folder, log=lambda line: None)
-    CACHE["jax_compilation_cache_dir"] = str(folder / "compiled")
-    before = {name: jax.config.values[name] for name in CACHE}
-    for name, value in CACHE.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield folder
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    def prepare(folder):
+        for split in ("train", "test"):
+            load("digits", split=split, data_dir=folder, log=lambda line: None)
+
+    data_dir = once("run_data", prepare)
+    with compiler(once("compiled", lambda folder: None)):
+        yield data_dir
 
 
-@pytest.fixture(scope="session")
-def six(run_data, tmp_path_factory):
-    """(folder, what it said, what was compiled) of an uninterrupted run of six steps."""
+@pytest.fixture(scope="module")
+def six(run_data, once):
+    """(folder, what was compiled) of an uninterrupted run of six steps."""
     from small_run import compilations, train
 
-    folder = tmp_path_factory.mktemp("six") / "run"
-    with compilations() as names:
-        code, said = train(folder, run_data, "--train.steps 6")
-    assert code == 0
-    return folder, said, names
+    def make(folder):
+        with compilations() as names:
+            code, said = train(folder / "run", run_data, "--train.steps 6")
+        assert code == 0
+        assert "Everything is in" in said[-1] and "\n" not in said[-1]
+        assert str(folder / "run") in said[-1]
+        (folder / "compiled.json").write_text(json.dumps(names))
+
+    folder = once("six", make)
+    return folder / "run", json.loads((folder / "compiled.json").read_text())

@@ -8,6 +8,7 @@ import pathlib
 import sys
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from adaptive_ts.experiment import cli, factory, loop
 
@@ -18,16 +19,42 @@ SMALL = (
     "--generate.steps 3 --train.batch_size 8 --train.save_every 1 --train.log_every 1 "
     "--train.max_to_keep 2"
 )
-CACHE = {  # every run compiles the same functions
-    "jax_compilation_cache_dir": None,
-    "jax_persistent_cache_min_compile_time_secs": 0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-}
 
 
 def arguments(folder, data_dir, extra="", row="digits"):
     """The command line of a small run in ``folder``."""
     return [row, *SMALL.split(), *f"--workdir {folder} --data.dir {data_dir} {extra}".split()]
+
+
+COMPILER = {  # every run compiles the same functions: once for all, and in half the time
+    "jax_disable_most_optimizations": True,
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+
+
+@contextlib.contextmanager
+def compiler(folder):
+    """Compiles fast, and keeps what is compiled in ``folder``."""
+    wanted = {**COMPILER, "jax_compilation_cache_dir": str(folder)}
+    before = {name: jax.config.values[name] for name in wanted}
+
+    def update(values):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+    update(wanted)
+    try:
+        yield
+    finally:
+        update(before)
+
+
+def compiler_environment():
+    """The same for a process started from here."""
+    names = [*COMPILER, "jax_compilation_cache_dir"]
+    return {name.upper(): str(jax.config.values[name]) for name in names}
 
 
 def parse(argv):
@@ -98,8 +125,9 @@ def compilations():
     logger.addHandler(handler)
     propagate, logger.propagate = logger.propagate, False
     try:
-        with jax.log_compiles(True):
-            yield names
+        jax.config.update("jax_log_compiles", True)  # jax.log_compiles is for this thread alone
+        yield names
     finally:
+        jax.config.update("jax_log_compiles", False)
         logger.removeHandler(handler)
         logger.propagate = propagate

@@ -10,6 +10,7 @@ from sklearn.feature_selection import SelectKBest, f_regression
 import adaptive_ts as ats
 from adaptive_ts import reinforce
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 SIZE, T = 16, 100
 GRID = ats.discrete(T)
 IMAGES = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (SIZE, 4, 4, 1)), jnp.float32)

@@ -18,7 +18,7 @@ KNOWN = {
     "schedule.name": ("linear", "cosine", "quad"),
 }
 ROWS = ("cifar10", "cifar10_uniform", "digits", "digits_uniform", "fashion_mnist")
-ROWS += ("fashion_mnist_uniform",)
+ROWS += ("fashion_mnist_uniform", "overhead")
 
 
 def parse(line):

@@ -10,6 +10,7 @@ from scipy import stats
 import adaptive_ts as ats
 from adaptive_ts.testing import check_sampler
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 BATCH = {"image": jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (8, 8, 8, 1)), jnp.float32)}
 GRIDS = {
     "T1000": ats.discrete(1000),

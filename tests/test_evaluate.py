@@ -26,9 +26,7 @@ def setup(mesh, prediction="eps", variance="fixed_large", num_timesteps=T):
     )
     built = factory.build(config, mesh)
     loss = diffusion.denoising_loss(constant, built.schedule, prediction=prediction)
-    vlb = diffusion.vlb_loss(
-        constant, built.schedule, prediction=prediction, variance=variance
-    )
+    vlb = diffusion.vlb_loss(constant, built.schedule, prediction=prediction, variance=variance)
     return built._replace(parts=built.parts._replace(loss_fn=loss), vlb=vlb)
 
 

@@ -102,13 +102,7 @@ def adaptive(**options):
     )
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """Compiling is nearly all that these tests cost; their arithmetic is tiny."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 # Line 1, and all that is different from one sampler to another.
 SAMPLERS = {

@@ -35,7 +35,7 @@ FILES |= {"timesteps.png", "losses.png", "curve.png"}
 
 
 def test_a_run_leaves_the_files_that_the_readme_names(six):
-    folder, said, _ = six
+    folder = six[0]
     assert {p.name for p in folder.iterdir()} == FILES | {"checkpoints", "samples", "tensorboard"}
     assert saved_steps(folder) == [5, 6]  # --train.max_to_keep 2
     pictures = [*folder.glob("*.png"), *folder.glob("samples/*.png")]
@@ -44,7 +44,6 @@ def test_a_run_leaves_the_files_that_the_readme_names(six):
         with Image.open(path) as image:
             image.load()
             assert min(image.size) > 16, path
-    assert "Everything is in" in said[-1] and str(folder) in said[-1] and "\n" not in said[-1]
 
 
 def test_logs_have_each_step_once(six):
@@ -53,6 +52,9 @@ def test_logs_have_each_step_once(six):
     assert [line["step"] for line in metrics] == [line["step"] for line in densities]
     assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5, 6]
     assert all(math.isfinite(line["loss"]) for line in metrics)
+    assert abs(metrics[0]["loss"] - 1) < 0.2, (
+        "a new network predicts zero, of noise with variance 1"
+    )
     assert [line["probed"] for line in metrics] == [0, 1, 0, 1, 0, 1]
     for line in densities:  # p(t) T, all 50 timesteps, rounded to 5 digits
         assert len(line["density"]) == 50
@@ -99,7 +101,7 @@ def test_a_finished_run_says_so_and_changes_nothing(six, run_data):
 
 
 def test_each_step_variant_is_compiled_once(six):
-    names = six[2]
+    names = six[1]
     assert names.count("jit(step)") == 2, "with and without the probe"
     assert names.count("jit(density)") == names.count("jit(init)") == 1
     assert names.count("jit(generate)") == 1
@@ -108,7 +110,7 @@ def test_each_step_variant_is_compiled_once(six):
 # --- the options together, two steps each, without the loop ---
 
 
-def two_steps(extra, row="digits", probes=(False, True)):
+def two_steps(extra, row="digits", probes=(True, True)):
     _, config = parse(arguments("unused", "unused", extra, row))
     mesh = sharding.make_mesh(jax.devices()[:1])
     built = factory.build(config, mesh)
@@ -119,10 +121,11 @@ def two_steps(extra, row="digits", probes=(False, True)):
     start = jax.device_get(state.params)
     rng = np.random.default_rng(0)
     losses = []
+    steps = {probe: make_step(parts, probe=probe) for probe in set(probes)}
     for probe in probes:
         batch = {"image": rng.integers(0, 256, (8, 8, 8, 1), dtype=np.uint8)}
         batch = sharding.put_batch({**batch, "label": np.zeros(8, np.int32)}, mesh)
-        state, metrics = make_step(parts, probe=probe)(state, batch, jax.random.key(1))
+        state, metrics = steps[probe](state, batch, jax.random.key(1))
         losses.append(float(metrics["loss"]))
     assert np.isfinite(losses).all() and int(state.step) == 2
     for leaf in jax.tree.leaves((state.params, state.ema, state.opt_state)):
@@ -206,7 +209,7 @@ def test_a_folder_of_another_config_is_left_alone(six, run_data):
 def test_a_file_in_the_place_of_the_workdir(below, tmp_path, run_data):
     path = tmp_path / "file"
     path.write_text("mine")
-    with pytest.raises(UserError, match="--workdir: cannot use .*: Not a directory") as error:
+    with pytest.raises(UserError, match=r"--workdir: cannot use .*: Not a directory") as error:
         train(f"{path}{below}", run_data)
     assert "\n" not in str(error.value) and error.value.exit_code == 2
     assert path.read_text() == "mine"

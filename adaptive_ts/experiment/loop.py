@@ -116,8 +116,9 @@ def _check_folder(folder: Path, config: Config) -> None:
 def _claim_folder(folder: Path, config: Config) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            report.write_json(folder / "config.json", configs.to_dict(config))
+        path, content = folder / "config.json", configs.to_dict(config)
+        if jax.process_index() == 0 and report.read_json(path) != content:
+            report.write_json(path, content)
     except OSError as error:
         raise UserError(f"--workdir: cannot write to {folder}: {error.strerror}") from error
 

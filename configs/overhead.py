@@ -6,7 +6,7 @@ Rows:        overhead  digits, batch 128, f_S=40, 100 buckets, |S|=3, as in the 
 Command:     python -m adaptive_ts.experiment.overhead
 Hardware:    any; 2 CPU cores take four minutes
 Expected:    at most 1.10
-Measured:    1.085 (min 1.042, max 1.155 of 5 cycles) wall-clock, 1.075 FLOPs, on 2 CPU cores, JAX 0.10.2
+Measured:    1.085 (1.042 to 1.155 over 5 cycles) of wall-clock, 1.075 of FLOPs, 2 CPU cores
 """
 
 from adaptive_ts.experiment import config as c

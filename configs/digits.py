@@ -18,10 +18,10 @@ _ADAPTIVE = c.Config(
     data=c.DataConfig(name="digits"),
     model=c.ModelConfig(channels=16, multipliers=(1, 2), attention=(False, True), groups=4),
     schedule=c.ScheduleConfig(name="linear"),
-    # 30 probes in all: the policy is kept on a shorter leash than in a long run.
+    # 25 probes in all: the policy is kept on a shorter leash than in a long run.
     sampler=c.SamplerConfig(name="adaptive", learning_rate=1e-3, entropy_coef=0.1),
     optimizer=c.OptimizerConfig(learning_rate=1e-3, warmup_steps=200, ema_decay=0.995),
-    train=c.TrainConfig(steps=1200, batch_size=64, log_every=20, save_every=400),
+    train=c.TrainConfig(steps=1000, batch_size=64, log_every=20, save_every=500),
 )
 
 ROWS = {

@@ -59,7 +59,7 @@ def evaluate(
     for start in range(0, max(count - size, 0) + 1, size):
         index = np.arange(start, start + size, dtype=np.int32)
         images = dataset.images[index % len(dataset.images)]
-        batch, index = _put_whole((images, index), mesh)
+        batch, index = sharding.put_whole((images, index), mesh)
         terms = run(params, prepare({"image": batch}, None), index)
         terms = [np.asarray(x, np.float64) for x in terms]
         sums = terms if sums is None else [a + b for a, b in zip(sums, terms, strict=True)]
@@ -73,12 +73,6 @@ def evaluate(
         total_loss=float(loss.mean()),
         total_vlb=float(T * vlb.mean() + prior),
     )
-
-
-def _put_whole(tree: tuple[np.ndarray, ...], mesh: Mesh) -> tuple[jax.Array, ...]:
-    """Arrays that every process holds whole -> split over the devices."""
-    rows = sharding.split(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, rows, lambda i: x[i]), tree)
 
 
 def _terms(

@@ -114,7 +114,7 @@ def _version(package: str) -> str | None:
 
 
 def _recent_loss(folder: Path) -> float | None:
-    """The mean training loss since the log line before the last."""
+    """The mean training loss since the log line before the last one."""
     entries = report.read_metrics(folder / "metrics.jsonl")
     return entries[-1].get("loss_mean") if entries else None
 
@@ -142,10 +142,8 @@ def generate_images(
     done = []
     for start in range(0, c.num_images, at_once):
         index = np.arange(start, start + at_once, dtype=np.int32)
-        index = jax.make_array_from_callback(
-            index.shape, sharding.split(mesh), lambda i, index=index: index[i]
-        )
-        done.append(sharding.fetch(generate(state.ema, key, index)))
+        made = generate(state.ema, key, sharding.put_whole(index, mesh))
+        done.append(sharding.fetch(made))
     return np.concatenate(done)[: c.num_images]
 
 

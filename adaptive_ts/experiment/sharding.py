@@ -46,6 +46,12 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
+def put_whole(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that every process holds whole -> split over the devices."""
+    rows = split(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, rows, lambda i: x[i]), tree)
+
+
 def fetch(x: jax.Array) -> np.ndarray:
     """The whole of a (possibly split) array, on every process."""
     if x.is_fully_addressable:

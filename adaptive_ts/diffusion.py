@@ -26,7 +26,7 @@ from adaptive_ts.schedules import (  # noqa: F401  (the schedules are part of th
 )
 from adaptive_ts.types import AxisName, Batch, Key, Params, PerExample
 
-PREDICTIONS = ("eps", "x0", "v")
+PREDICTIONS = ("eps", "x0", "v", "flow")
 PredictFn: TypeAlias = Callable[[Params, jax.Array, PerExample, Batch, Key], jax.Array]
 ImageFn: TypeAlias = Callable[[Batch], jax.Array]
 
@@ -90,9 +90,9 @@ def corrupt(schedule: NoiseSchedule, x0: jax.Array, noise: jax.Array, t: PerExam
 def prediction_target(
     schedule: NoiseSchedule, prediction: str, x0: jax.Array, noise: jax.Array, t: PerExample
 ) -> jax.Array:
-    """What the model regresses on: eps, x0, or v = alpha eps - sigma x0.
+    """What the model regresses on: eps, x0, v = alpha eps - sigma x0, or flow = eps - x0.
 
-    Args: as for ``corrupt``; prediction: "eps", "x0" or "v".
+    Args: as for ``corrupt``; prediction: "eps", "x0", "v" or "flow".
     Returns: (b, ...) at least float32.
     Raises: ValueError: an unknown prediction, integer images, or shapes that do not fit.
 
@@ -103,21 +103,23 @@ def prediction_target(
       >>> float(diffusion.prediction_target(diffusion.linear(), "v", x0, 3 * x0, t).max()) < -0.9
       True
 
-    Source: Salimans & Ho 2022, arXiv 2202.00512, Sec. 4 and App. D.
+    Source: Salimans & Ho 2022, arXiv 2202.00512, App. D; Liu et al. 2022, arXiv 2209.03003.
     """
     known(prediction, PREDICTIONS, "prediction")
     if prediction == "v":  # the corruption turned by 90 degrees
         return corrupt(schedule._replace(sigma=lambda t: -schedule.sigma(t)), noise, x0, t)
     _same_shapes(t, x0=x0, noise=noise)
+    if prediction == "flow":
+        return _float(noise, "noise") - _float(x0)
     return _float(noise if prediction == "eps" else x0)
 
 
 def predicted_eps(
     schedule: NoiseSchedule, prediction: str, output: jax.Array, x_t: jax.Array, t: PerExample
 ) -> jax.Array:
-    """The noise that a model output implies: eps, (x_t - alpha x0) / sigma, or sigma x_t + alpha v.
+    """eps, (x_t - alpha x0) / sigma, sigma x_t + alpha v or (x_t + alpha flow) / (alpha + sigma).
 
-    Args: output, x_t: (b, ...); t: (b,); prediction: "eps", "x0" or "v".
+    Args: output, x_t: (b, ...); t: (b,); prediction: "eps", "x0", "v" or "flow".
     Returns: (b, ...) at least float32.
     Raises: ValueError: an unknown prediction, or shapes that do not fit.
 
@@ -135,8 +137,10 @@ def predicted_eps(
     output, x_t = _float(output, "model output"), _float(x_t, "x_t")
     if prediction == "eps":
         return output
-    alpha = _per_example(schedule.alpha(t), x_t).astype(x_t.dtype)
-    sigma = _per_example(schedule.sigma(t), x_t).astype(x_t.dtype)
+    pair = (schedule.alpha, schedule.sigma)
+    alpha, sigma = (_per_example(f(t), x_t).astype(x_t.dtype) for f in pair)
+    if prediction == "flow":
+        return (x_t + alpha * output) / (alpha + sigma)
     return (x_t - alpha * output) / sigma if prediction == "x0" else sigma * x_t + alpha * output
 
 
@@ -194,7 +198,7 @@ def denoising_loss(
     Args:
       predict: (params, x_t, t, batch, key) -> (b, ...), the model.
       schedule: the noise schedule.
-      prediction: what the model predicts: "eps", "x0" or "v".
+      prediction: what the model predicts: "eps", "x0", "v" or "flow".
       image: batch -> (b, ...) float images.
       axis_name: the mapped device axis, inside ``shard_map`` or ``pmap``.
 

@@ -2,13 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from adaptive_ts.types import Batch, Key, PerBucket, PerExample, SampleFn, State, TimestepSample
+
+WeighFn: TypeAlias = Callable[[State, TimestepSample, Batch], PerExample]
 
 _MAX_TIMESTEPS = 2**22  # float32 draws still reach every timestep
 _UNIT_EPS = 2.0**-24  # 1 - 2**-24 is the largest float32 below 1
@@ -39,13 +41,24 @@ class TimeGrid(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)  # not a tuple: jit needs weak references to it
 class GridSample:
-    """A sampler's ``sample`` that names its grid, for wrappers and plots."""
+    """A sampler's ``sample`` that names its grid, for wrappers and plots.
+
+    Attributes:
+      grid: the time grid.
+      draw: (key, state, batch) -> `TimestepSample`, its weights without ``weigh``.
+      weigh: (state, sample, batch) -> (b,), a factor of the weights that ``t`` and ``u``
+        determine; None for 1.
+    """
 
     grid: TimeGrid
     draw: SampleFn
+    weigh: WeighFn | None = None
 
     def __call__(self, key: Key, state: State, batch: Batch) -> TimestepSample:
-        return self.draw(key, state, batch)
+        sample = self.draw(key, state, batch)
+        if self.weigh is None:
+            return sample
+        return sample._replace(weight=sample.weight * self.weigh(state, sample, batch))
 
 
 def open_unit(u: PerExample) -> PerExample:

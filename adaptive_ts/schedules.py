@@ -11,6 +11,7 @@ import numpy as np
 from adaptive_ts.types import PerExample
 
 VARIANCES = ("fixed_large", "fixed_small")
+MAX_LOG_SNR = 40.0  # beyond it float32 holds no trace of the noise, or of the signal
 
 
 class NoiseSchedule(NamedTuple):
@@ -21,7 +22,10 @@ class NoiseSchedule(NamedTuple):
       num_timesteps: T, or None when t is continuous.
       betas: (T,) float64 on the host, or None when t is continuous.
       alpha, sigma: t (b,) -> (b,) float32, the signal and noise amplitudes.
-      log_snr: t (b,) -> (b,) float32, natural log of (alpha / sigma)^2.
+      log_snr: t (b,) -> (b,) float32, natural log of (alpha / sigma)^2, falling in t. Finite:
+        an SNR of 0 or infinity is held at -40 or 40.
+      from_log_snr: (b,) float32 -> t (b,), its inverse; on discrete timesteps the nearest one.
+        None where it is not known.
     """
 
     name: str
@@ -30,6 +34,7 @@ class NoiseSchedule(NamedTuple):
     alpha: Callable[[PerExample], PerExample]
     sigma: Callable[[PerExample], PerExample]
     log_snr: Callable[[PerExample], PerExample]
+    from_log_snr: Callable[[PerExample], PerExample] | None = None
 
 
 def from_betas(name: str, betas: np.ndarray) -> NoiseSchedule:
@@ -67,6 +72,12 @@ def from_betas(name: str, betas: np.ndarray) -> NoiseSchedule:
     betas.setflags(write=False)
     log_abar = np.cumsum(np.log1p(-betas))
     log_noise = np.log(-np.expm1(log_abar))
+    log_snr = np.clip(log_abar - log_noise, -MAX_LOG_SNR, MAX_LOG_SNR)
+    between = -(log_snr[1:] + log_snr[:-1]) / 2  # rises with t
+
+    def nearest(value: PerExample) -> PerExample:
+        edges = jnp.asarray(between.astype(np.float32))
+        return jnp.searchsorted(edges, -value, method="scan_unrolled").astype(jnp.int32)
 
     def table(values: np.ndarray) -> Callable[[PerExample], PerExample]:
         return lambda t: lookup(values, t, jnp.float32)
@@ -77,7 +88,8 @@ def from_betas(name: str, betas: np.ndarray) -> NoiseSchedule:
         betas,
         alpha=table(np.exp(0.5 * log_abar)),
         sigma=table(np.exp(0.5 * log_noise)),
-        log_snr=table(log_abar - log_noise),
+        log_snr=table(log_snr),
+        from_log_snr=nearest,
     )
 
 

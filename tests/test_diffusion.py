@@ -126,7 +126,9 @@ def test_targets_and_conversions(strict, name):
     np.testing.assert_array_equal(target["x0"], x0)
     np.testing.assert_allclose(target["v"], alpha * noise - sigma * x0, atol=1e-6)
     np.testing.assert_allclose(alpha * x_t - sigma * target["v"], x0, atol=1e-5)
+    np.testing.assert_array_equal(target["flow"], noise - x0)
     np.testing.assert_allclose(eps["v"], noise, atol=1e-5)
+    np.testing.assert_allclose(eps["flow"], noise, atol=1e-5)
     np.testing.assert_allclose(eps["x0"], noise, atol=1e-4)  # divides by sigma_0 = 0.0064
 
 

@@ -13,12 +13,13 @@ LAYERS = [
     ["types"],
     ["collectives", "schedules"],
     ["grid", "statistics", "selection", "diffusion", "policy"],
+    ["tabulated", "weightings", "draws"],
     ["probe", "reinforce"],
     ["samplers.static", "samplers.adaptive", "samplers.wrappers"],
-    ["testing"],
+    ["testing", "density"],
 ]
 CORE = {name: level for level, names in enumerate(LAYERS) for name in names}
-THIRD_PARTY = {"jax", "numpy", "optax", "flax"}
+THIRD_PARTY = {"jax", "numpy", "scipy", "optax", "flax"}
 
 
 def _imports(path: Path) -> set[str]:

@@ -72,8 +72,8 @@ class ModelConfig:
     """Groups of the normalisation; at least two channels each for a narrow network."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; parameters and losses stay float32."""
-    prediction: Literal["eps", "x0", "v"] = "eps"
-    """What the network predicts: noise, clean image, or velocity."""
+    prediction: Literal["eps", "x0", "v", "flow"] = "eps"
+    """What the network predicts: noise, clean image, velocity, or noise minus image."""
     variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
     """Variance of the reverse step: beta_t, or that of the true posterior."""
 

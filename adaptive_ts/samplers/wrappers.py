@@ -1,20 +1,24 @@
 """Samplers made from samplers."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from adaptive_ts import collectives
-from adaptive_ts.grid import GridSample, TimeGrid, open_unit
+from adaptive_ts.grid import GridSample, TimeGrid, WeighFn, open_unit
+from adaptive_ts.schedules import NoiseSchedule
+from adaptive_ts.tabulated import check_schedule
 from adaptive_ts.types import (
     AxisName,
     Batch,
     Key,
     PerExample,
-    SampleFn,
     State,
     TimestepSample,
     TimestepSampler,
+    Weighting,
 )
 
 
@@ -40,13 +44,10 @@ def importance_weighted(sampler: TimestepSampler) -> TimestepSampler:
     Source: Nichol and Dhariwal 2021 (arXiv 2102.09672), section 3.3.
     """
 
-    def draw(key: Key, state: State, batch: Batch) -> TimestepSample:
-        sample = sampler.sample(key, state, batch)
-        log_density = sampler.log_density(state, sample, batch)
-        weight = sample.weight * jnp.exp(-jax.lax.stop_gradient(log_density))
-        return sample._replace(weight=weight)
+    def weigh(state: State, sample: TimestepSample, batch: Batch) -> PerExample:
+        return jnp.exp(-jax.lax.stop_gradient(sampler.log_density(state, sample, batch)))
 
-    return sampler._replace(sample=_on_grid(sampler, draw))
+    return _weighted(sampler, weigh)
 
 
 def mixed_with_uniform(
@@ -84,14 +85,13 @@ def mixed_with_uniform(
     """
     if not 0 <= prob <= 1:
         raise ValueError(f"prob must be in [0, 1], got {prob}")
-    grid = grid or getattr(sampler.sample, "grid", None)
-    if grid is None:
-        raise ValueError("this sampler does not name its time grid: pass grid=")
+    base = _named(sampler, grid)
+    grid = base.grid
     log_keep, log_mix = (np.float32(np.log(p)) if p > 0 else -np.inf for p in (1 - prob, prob))
 
     def draw(key: Key, state: State, batch: Batch) -> TimestepSample:
         key_sample, key_mix = jax.random.split(key)
-        sample = sampler.sample(key_sample, state, batch)
+        sample = base.draw(key_sample, state, batch)
         index = collectives.example_index(sample.t.shape[0], axis_name)
         keys = collectives.example_keys(key_mix, index)
         u, coin = jax.vmap(lambda k: jax.random.uniform(k, (2,)))(keys).T
@@ -106,9 +106,69 @@ def mixed_with_uniform(
             log_mix + grid.uniform_log_density(sample.t),
         )
 
-    return sampler._replace(sample=GridSample(grid, draw), log_density=log_density)
+    return sampler._replace(sample=GridSample(grid, draw, base.weigh), log_density=log_density)
 
 
-def _on_grid(sampler: TimestepSampler, draw: SampleFn) -> SampleFn:
+def with_weighting(
+    sampler: TimestepSampler, weighting: Weighting, schedule: NoiseSchedule
+) -> TimestepSampler:
+    """Multiplies the loss of every draw by a weighting of its log-SNR.
+
+    weight_i = w_i weighting(log SNR(t_i)): the draws and their density stay as they are.
+
+    Args:
+      sampler: draws the timesteps. Its own weights w are kept as a factor.
+      weighting: (b,) log-SNR -> (b,) weight, such as ``weightings.min_snr()``.
+      schedule: the noise schedule, of the same timesteps as the sampler's grid.
+
+    Returns:
+      A `TimestepSampler` with the same state, draws and ``log_density``.
+
+    Raises:
+      ValueError: the schedule's timesteps are not the grid's.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import adaptive_ts as ats
+      >>> sampler = ats.uniform(ats.discrete(1000))
+      >>> sampler = ats.with_weighting(sampler, ats.weightings.p2(gamma=1.0), ats.linear(1000))
+      >>> draw = sampler.sample(jax.random.key(0), (), {"image": jnp.zeros((2, 8, 8, 1))})
+      >>> print(jnp.all(draw.weight < 1))
+      True
+
+    Source: Choi et al. 2022 (arXiv 2204.00227), Eq. 8, is the first of these weightings.
+    """
     grid = getattr(sampler.sample, "grid", None)
-    return draw if grid is None else GridSample(grid, draw)
+    if grid is not None:
+        check_schedule(grid, schedule)
+
+    def weigh(state: State, sample: TimestepSample, batch: Batch) -> PerExample:
+        return weighting(schedule.log_snr(sample.t))
+
+    return _weighted(sampler, weigh)
+
+
+def _named(sampler: TimestepSampler, grid: TimeGrid | None) -> GridSample:
+    """The sampler's ``sample``, which names its grid, or made to name this one."""
+    if isinstance(sampler.sample, GridSample):
+        return sampler.sample
+    if grid is None:
+        raise ValueError("this sampler does not name its time grid: pass grid=")
+    return GridSample(grid, sampler.sample)
+
+
+def _weighted(sampler: TimestepSampler, weigh: WeighFn) -> TimestepSampler:
+    base = sampler.sample
+    if not isinstance(base, GridSample):
+
+        def draw(key: Key, state: State, batch: Batch) -> TimestepSample:
+            sample = base(key, state, batch)
+            return sample._replace(weight=sample.weight * weigh(state, sample, batch))
+
+        return sampler._replace(sample=draw)
+
+    def both(state: State, sample: TimestepSample, batch: Batch) -> PerExample:
+        return base.weigh(state, sample, batch) * weigh(state, sample, batch)
+
+    factor = weigh if base.weigh is None else both
+    return sampler._replace(sample=dataclasses.replace(base, weigh=factor))

@@ -5,9 +5,9 @@ Rows:        digits          the adaptive sampler (CVPR 2025)
              digits_uniform  uniform sampling, everything else the same
 Command:     train.py digits
 Hardware:    2 CPU cores
-Time:        under 3 minutes (expected)
+Time:        1:43 with everything installed, 65 s of it training (JAX 0.10.2, CPU)
 Expected:    samples that a person recognises as digits
-Measured:    not yet
+Measured:    VLB 3.07 bits/dim over 100 strata (seed 0, the seed that the row was tuned on)
 """
 
 import dataclasses

@@ -92,3 +92,8 @@ def take_example(batch: Batch, index: jax.Array, num_local: int, axis_name: Axis
         return jax.lax.psum(jnp.where(mine, as_sum, 0), axis_name).astype(row.dtype)
 
     return jax.tree.map(take, batch)
+
+
+def take_examples(batch: Batch, index: jax.Array, num_local: int, axis_name: AxisName) -> Batch:
+    """Several examples (m,), each a batch of one as by `take_example`, stacked: (m, 1, ...)."""
+    return jax.vmap(lambda i: take_example(batch, i, num_local, axis_name))(index)

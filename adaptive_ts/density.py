@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from adaptive_ts import collectives
 from adaptive_ts.grid import GridSample
 from adaptive_ts.schedules import NoiseSchedule
 from adaptive_ts.tabulated import bucket_timesteps, check_schedule
@@ -21,16 +22,16 @@ def relative_density(
 ) -> tuple[PerBucket, PerBucket]:
     """(T p(t), E[T p(t) w(t)]) at some timesteps, each (k,), averaged over the batch.
 
-    w is the factor of the weights that t determines (``GridSample.weigh``).
+    w is the factor of the weights that t determines (``GridSample.factor``).
     """
-    size = jax.tree.leaves(batch)[0].shape[0]
-    weigh = getattr(sampler.sample, "weigh", None)
+    size = collectives.batch_size(batch)
+    factor = getattr(sampler.sample, "factor", None)
 
     def at(t: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
         t, u = jnp.full((size,), t), jnp.full((size,), u)
         sample = TimestepSample(t, u, jnp.ones((size,), jnp.float32))
         density = jnp.exp(sampler.log_density(state, sample, batch))
-        weight = 1.0 if weigh is None else weigh(state, sample, batch)
+        weight = 1.0 if factor is None else factor(state, sample, batch)
         return jnp.mean(density), jnp.mean(density * weight)
 
     return jax.vmap(at)(timesteps, u)

@@ -1,4 +1,4 @@
-"""Corruption, prediction targets, and losses: eps-MSE and VLB terms in bits/dim."""
+"""Losses: the mean squared error of a prediction, and VLB terms in bits/dim."""
 
 import dataclasses
 import math
@@ -10,23 +10,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from adaptive_ts import collectives
-from adaptive_ts.schedules import (  # noqa: F401  (the schedules are part of this module too)
+from adaptive_ts.corruption import (
+    PREDICTIONS,
+    as_float,
+    corrupt,
+    predicted_eps,
+    prediction_target,
+    same_shapes,
+)
+from adaptive_ts.discrete_schedules import cosine, linear, quad  # noqa: F401 (part of this too)
+from adaptive_ts.schedules import (  # noqa: F401 (likewise)
     VARIANCES,
     NoiseSchedule,
     PosteriorTables,
-    cosine,
     discrete_betas,
     from_betas,
     known,
-    linear,
+    log_alphas_bar,
     lookup,
     noise_variance_table,
     posterior_tables,
-    quad,
 )
 from adaptive_ts.types import AxisName, Batch, Key, Params, PerExample
 
-PREDICTIONS = ("eps", "x0", "v", "flow")
 PredictFn: TypeAlias = Callable[[Params, jax.Array, PerExample, Batch, Key], jax.Array]
 ImageFn: TypeAlias = Callable[[Batch], jax.Array]
 
@@ -35,113 +41,17 @@ def _image(batch: Batch) -> jax.Array:
     return batch["image"]
 
 
-def _per_example(values: PerExample, like: jax.Array) -> jax.Array:
-    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
+def _bounded(schedule: NoiseSchedule) -> NoiseSchedule:
+    if discrete_betas(schedule)[-1] == 1:
+        raise ValueError(
+            f"{schedule.name} ends at an SNR of 0, where the VLB term is infinite; train with "
+            "denoising_loss, or give a schedule whose last beta is below 1"
+        )
+    return schedule
 
 
 def _mean(x: jax.Array) -> PerExample:
     return jnp.mean(x, axis=tuple(range(1, x.ndim)))
-
-
-def _float(x: jax.Array, what: str = "x0") -> jax.Array:
-    """At least float32."""
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"{what} is {x.dtype}; scale images to float in [-1, 1]: x / 127.5 - 1")
-    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
-
-
-def _same_shapes(t: PerExample, **arrays: jax.Array) -> None:
-    shapes = {name: x.shape for name, x in arrays.items()}
-    if len(set(shapes.values())) > 1:
-        raise ValueError(f"shapes differ: {shapes}; a learned variance is not supported")
-    shape = next(iter(shapes.values()))
-    if len(shape) < 2 or jnp.shape(t) != shape[:1]:
-        raise ValueError(f"t {jnp.shape(t)} and images {shape}: need (b,) and (b, ...)")
-
-
-def corrupt(schedule: NoiseSchedule, x0: jax.Array, noise: jax.Array, t: PerExample) -> jax.Array:
-    """x_t = alpha(t) x_0 + sigma(t) noise.
-
-    Args:
-      schedule: the noise schedule.
-      x0: (b, ...) float, such as NHWC images in [-1, 1].
-      noise: (b, ...), standard normal.
-      t: (b,).
-
-    Returns: (b, ...) at least float32.
-    Raises: ValueError: integer images, or shapes that do not fit.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from adaptive_ts import diffusion
-      >>> x0 = jnp.ones((2, 8, 8, 1))
-      >>> x_t = diffusion.corrupt(diffusion.linear(), x0, 0 * x0, jnp.array([0, 999]))
-      >>> [round(float(x), 5) for x in x_t[:, 0, 0, 0]]
-      [0.99995, 0.00635]
-
-    Source: Ho, Jain & Abbeel 2020, arXiv 2006.11239, Eq. 4.
-    """
-    _same_shapes(t, x0=x0, noise=noise)
-    x0, noise = _float(x0), _float(noise, "noise")
-    alpha, sigma = schedule.alpha(t).astype(x0.dtype), schedule.sigma(t).astype(x0.dtype)
-    return _per_example(alpha, x0) * x0 + _per_example(sigma, x0) * noise
-
-
-def prediction_target(
-    schedule: NoiseSchedule, prediction: str, x0: jax.Array, noise: jax.Array, t: PerExample
-) -> jax.Array:
-    """What the model regresses on: eps, x0, v = alpha eps - sigma x0, or flow = eps - x0.
-
-    Args: as for ``corrupt``; prediction: "eps", "x0", "v" or "flow".
-    Returns: (b, ...) at least float32.
-    Raises: ValueError: an unknown prediction, integer images, or shapes that do not fit.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from adaptive_ts import diffusion
-      >>> x0, t = jnp.ones((1, 2, 2, 1)), jnp.array([999])
-      >>> float(diffusion.prediction_target(diffusion.linear(), "v", x0, 3 * x0, t).max()) < -0.9
-      True
-
-    Source: Salimans & Ho 2022, arXiv 2202.00512, App. D; Liu et al. 2022, arXiv 2209.03003.
-    """
-    known(prediction, PREDICTIONS, "prediction")
-    if prediction == "v":  # the corruption turned by 90 degrees
-        return corrupt(schedule._replace(sigma=lambda t: -schedule.sigma(t)), noise, x0, t)
-    _same_shapes(t, x0=x0, noise=noise)
-    if prediction == "flow":
-        return _float(noise, "noise") - _float(x0)
-    return _float(noise if prediction == "eps" else x0)
-
-
-def predicted_eps(
-    schedule: NoiseSchedule, prediction: str, output: jax.Array, x_t: jax.Array, t: PerExample
-) -> jax.Array:
-    """eps, (x_t - alpha x0) / sigma, sigma x_t + alpha v or (x_t + alpha flow) / (alpha + sigma).
-
-    Args: output, x_t: (b, ...); t: (b,); prediction: "eps", "x0", "v" or "flow".
-    Returns: (b, ...) at least float32.
-    Raises: ValueError: an unknown prediction, or shapes that do not fit.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from adaptive_ts import diffusion
-      >>> x_t, t = jnp.ones((1, 2, 2, 1)), jnp.array([500])
-      >>> diffusion.predicted_eps(diffusion.linear(), "x0", 0 * x_t, x_t, t).shape
-      (1, 2, 2, 1)
-
-    Source: Salimans & Ho 2022, arXiv 2202.00512, App. D.
-    """
-    known(prediction, PREDICTIONS, "prediction")
-    _same_shapes(t, model_output=output, x_t=x_t)
-    output, x_t = _float(output, "model output"), _float(x_t, "x_t")
-    if prediction == "eps":
-        return output
-    pair = (schedule.alpha, schedule.sigma)
-    alpha, sigma = (_per_example(f(t), x_t).astype(x_t.dtype) for f in pair)
-    if prediction == "flow":
-        return (x_t + alpha * output) / (alpha + sigma)
-    return (x_t - alpha * output) / sigma if prediction == "x0" else sigma * x_t + alpha * output
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # not a tuple: jit needs weak references to it
@@ -173,14 +83,14 @@ def _example_loss(
     """``terms(x0, noise, x_t, output, t) -> (b,)`` on noise drawn by example index."""
 
     def at(params: Params, batch: Batch, t: PerExample, key: Key, index: PerExample) -> PerExample:
-        x0 = _float(image(batch))
+        x0 = as_float(image(batch))
         k_noise, k_model = jax.random.split(key)
         keys = collectives.example_keys(k_noise, index)
         noise = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:], x0.dtype))(keys)
         x_t = corrupt(schedule, x0, noise, t)
         output = predict(params, x_t, t, batch, jax.random.fold_in(k_model, index[0]))
-        _same_shapes(t, model_output=output, x0=x0)
-        return terms(x0, noise, x_t, _float(output, "model output"), t)
+        same_shapes(t, model_output=output, x0=x0)
+        return terms(x0, noise, x_t, as_float(output, "model output"), t)
 
     return ExampleLoss(at, axis_name)
 
@@ -247,7 +157,8 @@ def vlb_terms(
       variance: "fixed_large" or "fixed_small".
 
     Returns: (b,) at least float32, bits/dim.
-    Raises: ValueError: an unknown variance, a continuous schedule, or shapes that do not fit.
+    Raises: ValueError: an unknown variance, a schedule that is continuous or ends at an SNR of 0,
+      or shapes that do not fit.
 
     Example:
       >>> import jax.numpy as jnp
@@ -259,14 +170,14 @@ def vlb_terms(
 
     Source: Ho et al. 2020, Eqs. 5, 12, 13; Kim et al., arXiv 2411.09998, compute_kl_divergence.
     """
-    tables = posterior_tables(schedule, variance)
+    tables = posterior_tables(_bounded(schedule), variance)
     betas, noise_variance = discrete_betas(schedule), noise_variance_table(schedule)
     gap = tables.posterior_log_variance_clipped - tables.model_log_variance
     per_mse = betas**2 / (2 * np.exp(tables.model_log_variance) * (1 - betas) * noise_variance)
-    _same_shapes(t, x0=x0, noise=noise, eps_hat=eps_hat)
-    noise = _float(noise, "noise")
+    same_shapes(t, x0=x0, noise=noise, eps_hat=eps_hat)
+    noise = as_float(noise, "noise")
     dtype = noise.dtype
-    x0, eps_hat = _float(x0).astype(dtype), _float(eps_hat, "eps_hat").astype(dtype)
+    x0, eps_hat = as_float(x0).astype(dtype), as_float(eps_hat, "eps_hat").astype(dtype)
     mse = _mean((eps_hat - noise) ** 2)
     slope, offset = per_mse / math.log(2), 0.5 * (np.expm1(gap) - gap) / math.log(2)
     bits = lookup(slope, t, dtype) * mse + lookup(offset, t, dtype)
@@ -303,8 +214,8 @@ def vlb_loss(
 ) -> ExampleLoss:
     """The VLB term of timestep t per example, in bits/dim (``vlb_terms``), in float32.
 
-    Args, returns and errors as for ``denoising_loss``; variance and decoder_nll as for
-    ``vlb_terms``.
+    Args, returns and errors as for ``denoising_loss``; variance, decoder_nll and the schedules
+    allowed as for ``vlb_terms``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -316,7 +227,7 @@ def vlb_loss(
     Source: Kim et al., CVPR 2025, arXiv 2411.09998, Sec. 3.
     """
     known(prediction, PREDICTIONS, "prediction")
-    posterior_tables(schedule, variance)  # fail at construction
+    posterior_tables(_bounded(schedule), variance)  # fail at construction
 
     def terms(x0, noise, x_t, output, t):
         eps_hat = predicted_eps(schedule, prediction, output, x_t, t)
@@ -344,9 +255,9 @@ def prior_bits_per_dim(schedule: NoiseSchedule, x0: jax.Array) -> PerExample:
 
     Source: Ho, Jain & Abbeel 2020, arXiv 2006.11239, Eq. 5 (L_T).
     """
-    x0 = _float(x0)
-    noise = float(noise_variance_table(schedule)[-1])
-    abar = math.exp(np.log1p(-discrete_betas(schedule)).sum())
+    x0 = as_float(x0)
+    last = log_alphas_bar(discrete_betas(schedule))[-1]
+    abar, noise = math.exp(last), -math.expm1(last)
     constant = -abar - math.log(noise) if noise < 0.5 else -abar - math.log1p(-abar)
     return (abar * _mean(x0**2) + constant) / (2 * math.log(2))
 

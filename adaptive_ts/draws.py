@@ -42,17 +42,22 @@ def unit_draws(
     total = size * collectives.axis_size(axis_name)
     index = collectives.example_index(size, axis_name)
     key_order, key_draw = jax.random.split(key)
-    half = -(-total // 2)
-    mirrored = index >= half
     if coupling == "antithetic":
-        index = jnp.where(mirrored, index - half, index)
-    v = jax.vmap(jax.random.uniform)(collectives.example_keys(key_draw, index))
-    if coupling == "antithetic":
-        v = jnp.where(mirrored, 1 - v, v)
-    elif coupling != "independent":
-        place = jax.random.permutation(key_order, total)[index].astype(jnp.float32)
-        if coupling == "stratified":
-            v = (place + v) / total
-        else:
-            v = jnp.mod(jax.random.uniform(key_draw) + place / total, 1.0)
-    return open_unit(v)
+        half = -(-total // 2)
+        v = _uniform(key_draw, index % half)
+        return open_unit(jnp.where(index >= half, 1 - v, v))
+    if coupling == "independent":
+        return open_unit(_uniform(key_draw, index))
+    place = jax.random.permutation(key_order, total)[index].astype(jnp.float32)
+    if coupling == "low_discrepancy":
+        shift = jax.random.uniform(key_draw, dtype=jnp.float32)
+        return open_unit(jnp.mod(shift + place / total, 1.0))
+    # Not so close to 1 that the sum rounds to the next stratum.
+    jitter = jnp.minimum(_uniform(key_draw, index), 1 - total * 2.0**-23)
+    return open_unit((place + jitter) / total)
+
+
+def _uniform(key: Key, index: PerExample) -> PerExample:
+    """One number per example, by global index."""
+    keys = collectives.example_keys(key, index)
+    return jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(keys)

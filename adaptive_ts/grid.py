@@ -2,15 +2,22 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adaptive_ts.types import Batch, Key, PerBucket, PerExample, SampleFn, State, TimestepSample
-
-WeighFn: TypeAlias = Callable[[State, TimestepSample, Batch], PerExample]
+from adaptive_ts.types import (
+    Batch,
+    Key,
+    LogDensityFn,
+    PerBucket,
+    PerExample,
+    SampleFn,
+    State,
+    TimestepSample,
+)
 
 _MAX_TIMESTEPS = 2**22  # float32 draws still reach every timestep
 _UNIT_EPS = 2.0**-24  # 1 - 2**-24 is the largest float32 below 1
@@ -41,24 +48,37 @@ class TimeGrid(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)  # not a tuple: jit needs weak references to it
 class GridSample:
-    """A sampler's ``sample`` that names its grid, for wrappers and plots.
+    """A sampler's ``sample`` that names its grid and its weights, for wrappers and plots.
 
     Attributes:
       grid: the time grid.
-      draw: (key, state, batch) -> `TimestepSample`, its weights without ``weigh``.
-      weigh: (state, sample, batch) -> (b,), a factor of the weights that ``t`` and ``u``
-        determine; None for 1.
+      draw: (key, state, batch) -> `TimestepSample`, its weights without the two factors below.
+      weigh: (state, sample, batch) -> (b,), a factor of the weights; None for 1.
+      proposal: the ``log_density`` whose ratio to uniform the weights undo, exp(-log_density);
+        None where the draws are not importance weighted. Apart from ``weigh``, so that a wrapper
+        that changes the density can change the ratio with it.
     """
 
     grid: TimeGrid
     draw: SampleFn
-    weigh: WeighFn | None = None
+    weigh: LogDensityFn | None = None
+    proposal: LogDensityFn | None = None
+
+    def factor(self, state: State, sample: TimestepSample, batch: Batch) -> PerExample:
+        """(b,) the factor of the weights that ``t`` and ``u`` determine."""
+        factor = jnp.ones(sample.t.shape, jnp.float32)
+        if self.weigh is not None:
+            factor = factor * self.weigh(state, sample, batch)
+        if self.proposal is not None:
+            log_density = jax.lax.stop_gradient(self.proposal(state, sample, batch))
+            factor = factor * jnp.exp(-log_density)
+        return factor
 
     def __call__(self, key: Key, state: State, batch: Batch) -> TimestepSample:
         sample = self.draw(key, state, batch)
-        if self.weigh is None:
+        if self.weigh is None and self.proposal is None:
             return sample
-        return sample._replace(weight=sample.weight * self.weigh(state, sample, batch))
+        return sample._replace(weight=sample.weight * self.factor(state, sample, batch))
 
 
 def open_unit(u: PerExample) -> PerExample:

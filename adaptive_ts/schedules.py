@@ -1,7 +1,6 @@
-"""Noise schedules and what DDPM tabulates from their betas, in float64 on the host."""
+"""What a noise schedule is, and what DDPM tabulates from its betas, in float64 on the host."""
 
 import difflib
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -45,13 +44,13 @@ def from_betas(name: str, betas: np.ndarray) -> NoiseSchedule:
 
     Args:
       name: for messages.
-      betas: (T,) noise variances in (0, 1), T >= 2.
+      betas: (T,) noise variances in (0, 1), T >= 2; the last may be 1, for an SNR of 0.
 
     Returns:
       A ``NoiseSchedule``; its callables take integer t in [0, T).
 
     Raises:
-      ValueError: fewer than two betas, or one outside (0, 1).
+      ValueError: fewer than two betas, or one outside (0, 1) and not the last.
 
     Example:
       >>> import numpy as np, jax.numpy as jnp
@@ -65,12 +64,13 @@ def from_betas(name: str, betas: np.ndarray) -> NoiseSchedule:
     betas = np.array(betas, np.float64)
     if betas.ndim != 1 or betas.size < 2:
         raise ValueError(f"{name}: betas have shape {betas.shape}; give (T,) with T >= 2")
-    if not np.all((betas > 0) & (betas < 1)):
+    if not (np.all((betas > 0) & (betas <= 1)) and np.all(betas[:-1] < 1)):
         raise ValueError(
-            f"{name}: betas span [{betas.min():g}, {betas.max():g}]; keep them inside (0, 1)"
+            f"{name}: betas span [{betas.min():g}, {betas.max():g}]; keep them inside (0, 1) "
+            "(only the last may be 1)"
         )
     betas.setflags(write=False)
-    log_abar = np.cumsum(np.log1p(-betas))
+    log_abar = log_alphas_bar(betas)
     log_noise = np.log(-np.expm1(log_abar))
     log_snr = np.clip(log_abar - log_noise, -MAX_LOG_SNR, MAX_LOG_SNR)
     between = -(log_snr[1:] + log_snr[:-1]) / 2  # rises with t
@@ -93,112 +93,15 @@ def from_betas(name: str, betas: np.ndarray) -> NoiseSchedule:
     )
 
 
+def log_alphas_bar(betas: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):  # a last beta of 1
+        return np.cumsum(np.log1p(-betas))
+
+
 def lookup(table: np.ndarray, t: PerExample, dtype: Any) -> PerExample:
     if not jnp.issubdtype(jnp.result_type(t), jnp.integer):
         raise ValueError(f"t is {jnp.result_type(t)}; a discrete schedule takes integers in [0, T)")
     return jnp.asarray(table.astype(dtype))[t]
-
-
-def _ends(
-    name: str, num_timesteps: int, beta_start: float, beta_end: float, rescale: bool
-) -> tuple[float, float]:
-    scale = 1000 / _checked_length(name, num_timesteps) if rescale else 1.0
-    ends = (scale * beta_start, scale * beta_end)
-    if not all(0 < beta < 1 for beta in ends):
-        raise ValueError(
-            f"{name}: beta_start={beta_start}, beta_end={beta_end}, times {scale:g}, must stay "
-            "inside (0, 1); lower them" + (", or raise num_timesteps" if rescale else "")
-        )
-    return ends
-
-
-def _checked_length(name: str, num_timesteps: int) -> int:
-    if num_timesteps < 2:
-        raise ValueError(f"{name}: num_timesteps is {num_timesteps}; it must be at least 2")
-    return num_timesteps
-
-
-def linear(
-    num_timesteps: int = 1000,
-    *,
-    beta_start: float = 1e-4,
-    beta_end: float = 0.02,
-    rescale: bool = False,
-) -> NoiseSchedule:
-    """Betas evenly spaced from beta_start to beta_end.
-
-    Args:
-      num_timesteps: T >= 2.
-      beta_start, beta_end: the first and last beta, in (0, 1).
-      rescale: multiply both by 1000 / T, so that a T other than 1000 ends at the same noise
-        (OpenAI's code does, DDPM's does not).
-
-    Returns:
-      A ``NoiseSchedule``.
-
-    Raises:
-      ValueError: T below 2, or betas outside (0, 1).
-
-    Example:
-      >>> from adaptive_ts import diffusion
-      >>> diffusion.linear(100, rescale=True).betas[-1].round(6).item()
-      0.2
-
-    Source: Ho, Jain & Abbeel 2020, arXiv 2006.11239, Sec. 4.
-    """
-    start, end = _ends("linear", num_timesteps, beta_start, beta_end, rescale)
-    return from_betas("linear", np.linspace(start, end, num_timesteps))
-
-
-def quad(
-    num_timesteps: int = 1000,
-    *,
-    beta_start: float = 1e-4,
-    beta_end: float = 0.02,
-    rescale: bool = False,
-) -> NoiseSchedule:
-    """Square roots of beta evenly spaced. Arguments, returns and errors as for ``linear``.
-
-    Example:
-      >>> from adaptive_ts import diffusion
-      >>> diffusion.quad(3, beta_start=0.01, beta_end=0.09).betas.round(6).tolist()
-      [0.01, 0.04, 0.09]
-
-    Source: Song, Meng & Ermon 2021, arXiv 2010.02502, code; cifar10.json of the official
-    code of Kim et al., arXiv 2411.09998.
-    """
-    start, end = _ends("quad", num_timesteps, beta_start, beta_end, rescale)
-    return from_betas("quad", np.linspace(math.sqrt(start), math.sqrt(end), num_timesteps) ** 2)
-
-
-def cosine(
-    num_timesteps: int = 1000, *, s: float = 0.008, max_beta: float = 0.999
-) -> NoiseSchedule:
-    """beta_t = min(1 - f((t + 1) / T) / f(t / T), max_beta), f(u) = cos^2(pi/2 (u + s)/(1 + s)).
-
-    Args:
-      num_timesteps: T >= 2.
-      s: offset that keeps the first betas from vanishing, at least 0.
-      max_beta: in (0, 1); with T = 1000 only the last beta is clipped.
-
-    Returns:
-      A ``NoiseSchedule``.
-
-    Raises:
-      ValueError: T below 2, s negative, or max_beta outside (0, 1).
-
-    Example:
-      >>> from adaptive_ts import diffusion
-      >>> diffusion.cosine().betas[-1].item()
-      0.999
-
-    Source: Nichol & Dhariwal 2021, arXiv 2102.09672, Eq. 17.
-    """
-    if s < 0 or not 0 < max_beta < 1:
-        raise ValueError(f"cosine: s={s}, max_beta={max_beta}; need s >= 0 and 0 < max_beta < 1")
-    u = np.arange(_checked_length("cosine", num_timesteps) + 1) / num_timesteps
-    f = np.cos((u + s) / (1 + s) * np.pi / 2) ** 2
-    return from_betas("cosine", np.minimum(1 - f[1:] / f[:-1], max_beta))
 
 
 def known(value: str, allowed: tuple[str, ...], what: str) -> str:
@@ -215,7 +118,7 @@ def discrete_betas(schedule: NoiseSchedule) -> np.ndarray:
 
 
 def noise_variance_table(schedule: NoiseSchedule) -> np.ndarray:
-    return -np.expm1(np.cumsum(np.log1p(-discrete_betas(schedule))))
+    return -np.expm1(log_alphas_bar(discrete_betas(schedule)))
 
 
 class PosteriorTables(NamedTuple):
@@ -236,7 +139,8 @@ def posterior_tables(schedule: NoiseSchedule, variance: str = "fixed_large") -> 
     Posterior variance beta_t (1 - abar_{t-1}) / (1 - abar_t); its mean is coef1 x_0 + coef2 x_t.
     The model's variance is beta (fixed_large) or the posterior's (fixed_small). The
     log-variances at t = 0 are those of the posterior at t = 1. loss_coef (nats per eps-MSE) is
-    beta^2 / (2 model_variance (1 - beta) (1 - abar)), infinite at t = 0 for fixed_small.
+    beta^2 / (2 model_variance (1 - beta) (1 - abar)), infinite at t = 0 for fixed_small and
+    where beta is 1.
 
     Raises: ValueError: an unknown variance, or a continuous schedule.
 

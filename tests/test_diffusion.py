@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 from scipy import stats
 
 from adaptive_ts import diffusion
+from adaptive_ts.continuous_schedules import rectified_flow
 
 SCHEDULES = {
     "linear": diffusion.linear(),
@@ -355,15 +356,26 @@ def test_messages():
         diffusion.total_bits_per_dim(loss, schedule, 0.9, {"image": x0}, key, chunk=0)
 
 
-def test_continuous_schedules_fit_the_same_slots():
-    """No betas, float t: corruption, targets and eps-MSE need nothing more."""
-    flow = diffusion.NoiseSchedule(
-        "flow", None, None, lambda t: 1 - t, lambda t: t, lambda t: 2 * jnp.log((1 - t) / t)
-    )
+def test_continuous_schedules_fit_the_same_slots(strict):
+    """No betas, float t: corruption, targets and the mean squared error need nothing more."""
+    flow = rectified_flow()
     x0, noise = arrays(10)
     t = jnp.linspace(0.1, 0.9, 8)
-    x_t = diffusion.corrupt(flow, x0, noise, t)
     t4 = t.reshape(8, 1, 1, 1)
-    np.testing.assert_allclose(x_t, (1 - t4) * x0 + t4 * noise, rtol=1e-6)
-    loss = diffusion.denoising_loss(scaled, flow, prediction="v")
-    assert loss(0.9, {"image": x0}, t, jax.random.key(0)).shape == (8,)
+    with strict():
+        x_t = diffusion.corrupt(flow, x0, noise, t)
+        target = diffusion.prediction_target(flow, "flow", x0, noise, t)
+        eps = diffusion.predicted_eps(flow, "flow", target, x_t, t)
+    np.testing.assert_allclose(x_t, (1 - t4) * x0 + t4 * noise, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(target, noise - x0)
+    np.testing.assert_allclose(eps, noise, atol=1e-6)
+
+    def straight(params, x_t, t, batch, key):
+        """The best linear flow for one image: (x_t - x0) / t, so that the loss is 0."""
+        return (x_t - batch["image"]) / t.reshape(8, 1, 1, 1) + params
+
+    loss = diffusion.denoising_loss(straight, flow, prediction="flow")
+    with strict():
+        got = jax.jit(loss.__call__)(jnp.float32(0.5), {"image": x0}, t, jax.random.key(0))
+    # (x_t - x0) / t = eps - x0, the target: what is left is params^2.
+    np.testing.assert_allclose(got, 0.25, rtol=1e-4)

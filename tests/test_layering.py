@@ -12,10 +12,21 @@ PACKAGE = ROOT / "adaptive_ts"
 LAYERS = [
     ["types"],
     ["collectives", "schedules"],
+    ["discrete_schedules", "continuous_schedules", "corruption"],
     ["grid", "statistics", "selection", "diffusion", "policy"],
     ["tabulated", "weightings", "draws"],
-    ["probe", "reinforce"],
-    ["samplers.static", "samplers.adaptive", "samplers.wrappers"],
+    ["probe", "reinforce", "laws"],
+    [
+        "samplers.static",
+        "samplers.logit",
+        "samplers.log_snr",
+        "samplers.speed",
+        "samplers.curriculum",
+        "samplers.adaptive",
+        "samplers.tabular",
+        "samplers.impact",
+        "samplers.wrappers",
+    ],
     ["testing", "density"],
 ]
 CORE = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -1,22 +1,48 @@
-"""schedules.py against the reference implementations (golden) and independent closed forms."""
+"""The schedules against the reference implementations (golden) and independent closed forms."""
 
+import warnings
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
+from adaptive_ts import continuous_schedules as continuous
 from adaptive_ts import diffusion
+from adaptive_ts import discrete_schedules as discrete
+from adaptive_ts.grid import continuous as continuous_grid
+from adaptive_ts.grid import open_unit
 
-SCHEDULES = {
-    "linear": diffusion.linear(),
-    "quad": diffusion.quad(),
-    "cosine": diffusion.cosine(),
-    "linear_openai": diffusion.linear(rescale=True),
+DISCRETE = {
+    "linear": discrete.linear(),
+    "quad": discrete.quad(),
+    "cosine": discrete.cosine(),
+    "linear_openai": discrete.linear(rescale=True),
+    "const": discrete.constant_beta(),
+    "jsd": discrete.jsd(),
+    "warmup10": discrete.warmup(),
+    "warmup50": discrete.warmup(fraction=0.5),
+    "sigmoid_ddim": discrete.sigmoid_beta(),
+}
+OTHERS = {
+    "sigmoid_lucidrains": discrete.sigmoid(),
+    "sigmoid_jabri": discrete.sigmoid(max_beta=1.0),
+    "zero_terminal": discrete.zero_terminal_snr(discrete.linear()),
+}
+CONTINUOUS = {
+    "rectified_flow": continuous.rectified_flow(),
+    "rectified_flow_shift3": continuous.rectified_flow(shift=3.0),
+    "vp_linear": continuous.vp_linear(),
+    "vp_cosine": continuous.vp_cosine(),
+    "vdm_linear": continuous.vdm_linear(),
+    "ve_log_linear": continuous.ve_log_linear(),
 }
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", DISCRETE)
 def test_golden_schedules(golden, strict, name):
-    g, schedule = golden("schedules"), SCHEDULES[name]
+    g, schedule = golden("schedules"), DISCRETE[name]
     np.testing.assert_allclose(schedule.betas[g["index"]], g[f"betas_{name}"], rtol=1e-12)
     t = jnp.asarray(g["index"], jnp.int32)
     with strict():
@@ -26,30 +52,405 @@ def test_golden_schedules(golden, strict, name):
     np.testing.assert_allclose(alpha, np.sqrt(abar), rtol=1e-7)
     np.testing.assert_allclose(sigma, np.sqrt(1 - abar), rtol=1e-7)
     np.testing.assert_allclose(np.square(alpha / sigma, dtype=np.float64), snr, rtol=1e-6)
-    np.testing.assert_allclose(log_snr, g[f"logsnr_{name}"], rtol=1e-6, atol=1e-6)
+    held = np.maximum(g[f"logsnr_{name}"], -40)  # jsd ends at -inf
+    np.testing.assert_allclose(log_snr, held, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["const", "warmup10", "warmup50", "sigmoid_ddim"])
+def test_golden_posterior_of_the_rarer_schedules(golden, name):
+    g = golden("schedules")
+    for variance in diffusion.VARIANCES:
+        tables = diffusion.posterior_tables(DISCRETE[name], variance)
+        for got, key in (
+            (tables.posterior_variance, f"{name}__posterior_var"),
+            (tables.loss_coef, f"{name}__{variance}__loss_coef"),
+        ):
+            np.testing.assert_allclose(got[g["index"]], g[key], rtol=1e-10)
 
 
 @pytest.mark.parametrize("T", [2, 10, 100, 4000])
 def test_any_number_of_timesteps(T):
     """Against closed forms written down independently."""
     f = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * np.pi / 2) ** 2
-    ends = np.array([1e-4, 0.02]) * (1000 / T if T >= 100 else 1)
+    rescale = T >= 100
+    ends = np.array([1e-4, 0.02]) * (1000 / T if rescale else 1)
     steps = np.arange(T) / (T - 1)
+    warm = np.full(T, ends[1])
+    if T > 2:  # 0.3 T of 2 timesteps is none
+        k = 3 * T // 10
+        warm[:k] = ends[0] + (ends[1] - ends[0]) * np.arange(k) / (k - 1)
+    bend = 1 / (1 + np.exp(6 - 12 * steps))
+    g = np.tanh(1.5 * (1 - 2 * np.arange(T + 1) / T)) / np.tanh(1.5) / 2 + 0.5
     want = {
         "linear": ends[0] + (ends[1] - ends[0]) * steps,
         "quad": (np.sqrt(ends[0]) + (np.sqrt(ends[1]) - np.sqrt(ends[0])) * steps) ** 2,
         "cosine": np.minimum(1 - f[1:] / f[:-1], 0.999),
+        "constant_beta": np.full(T, ends[1]),
+        "jsd": 1 / (T - np.arange(T)),
+        "warmup": warm,
+        "sigmoid_beta": ends[0] * (1 - bend) + ends[1] * bend,
+        "sigmoid": np.minimum(1 - g[1:] / g[:-1], 0.999),
     }
     got = {
-        "linear": diffusion.linear(T, rescale=T >= 100),
-        "quad": diffusion.quad(T, rescale=T >= 100),
-        "cosine": diffusion.cosine(T),
+        "linear": discrete.linear(T, rescale=rescale),
+        "quad": discrete.quad(T, rescale=rescale),
+        "cosine": discrete.cosine(T),
+        "constant_beta": discrete.constant_beta(T, rescale=rescale),
+        "jsd": discrete.jsd(T),
+        "warmup": discrete.warmup(T, fraction=0.3, rescale=rescale),
+        "sigmoid_beta": discrete.sigmoid_beta(T, rescale=rescale),
+        "sigmoid": discrete.sigmoid(T),
     }
     for name, schedule in got.items():
-        np.testing.assert_allclose(schedule.betas, want[name], rtol=1e-10)
+        np.testing.assert_allclose(schedule.betas, want[name], rtol=1e-9)
         assert schedule.num_timesteps == T
         t = jnp.arange(T, dtype=jnp.int32)
         abar = np.cumprod(1 - want[name])
         np.testing.assert_allclose(schedule.alpha(t) ** 2, abar, rtol=1e-6)
         np.testing.assert_allclose(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2, 1, rtol=1e-6)
         assert np.all(np.diff(schedule.log_snr(t)) < 0)  # t grows with noise
+
+
+@pytest.mark.parametrize(("start", "end", "tau"), [(-3, 3, 1.0), (-3, 3, 0.3), (0, 3, 0.7)])
+def test_sigmoid_is_the_gamma_of_jabri_and_chen(start, end, tau):
+    """abar itself, to the floor of 1e-9 at the last timestep, where no beta is held at 0.999."""
+
+    def logistic(x):
+        return 1 / (1 + np.exp(-np.asarray(x, np.longdouble)))
+
+    u = np.arange(1, 1001) / np.longdouble(1000)
+    top, bottom = logistic(end / tau), logistic(start / tau)
+    gamma = (top - logistic((u * (end - start) + start) / tau)) / (top - bottom)
+    schedule = discrete.sigmoid(start=start, end=end, tau=tau, max_beta=1.0)
+    abar = np.cumprod(1 - schedule.betas)
+    np.testing.assert_allclose(abar, np.clip(gamma, 1e-9, 1).astype(float), rtol=1e-7)
+    assert abar[-1] == pytest.approx(1e-9, rel=1e-6)
+
+
+def test_golden_sigmoid_of_lucidrains(golden):
+    """Their S(start) and S(end) are float32: our betas are theirs to what that changes."""
+    g, schedule = golden("schedules"), OTHERS["sigmoid_lucidrains"]
+
+    def betas(ends):
+        low, high = (float(x) for x in ends)
+        x = np.arange(1001) / 1000 * 6 - 3
+        gamma = (high - 1 / (1 + np.exp(-x))) / (high - low)
+        return np.clip(1 - gamma[1:] / gamma[:-1], 0, 0.999)
+
+    exact = 1 / (1 + np.exp([3.0, -3.0]))
+    theirs = g["betas_sigmoid_lucidrains"]
+    np.testing.assert_allclose(betas(exact.astype(np.float32))[g["index"]], theirs, rtol=1e-9)
+    np.testing.assert_allclose(betas(exact), schedule.betas, rtol=1e-9)
+    np.testing.assert_allclose(schedule.betas[g["index"]], theirs, rtol=2e-5)
+    log_snr = schedule.log_snr(jnp.asarray(g["index"]))
+    np.testing.assert_allclose(log_snr, g["logsnr_sigmoid_lucidrains"], rtol=1e-6, atol=1e-4)
+
+
+def test_two_schedules_are_called_sigmoid():
+    """At t = 100, where abar of one is 0.960 (lucidrains) and of the other 0.980 (DDIM)."""
+    t = jnp.asarray([100])
+    of_abar, of_beta = discrete.sigmoid().alpha(t) ** 2, discrete.sigmoid_beta().alpha(t) ** 2
+    np.testing.assert_allclose([of_abar[0], of_beta[0]], [0.96000048, 0.98049173], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["linear", "quad", "cosine", "const", "jsd"])
+def test_zero_terminal_snr_is_algorithm_1(strict, name):
+    schedule = DISCRETE[name]
+    root = np.sqrt(np.cumprod(1 - schedule.betas))
+    want = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    fixed = discrete.zero_terminal_snr(schedule)
+    t = jnp.arange(1000, dtype=jnp.int32)
+    with strict():
+        alpha, log_snr = np.asarray(fixed.alpha(t)), np.asarray(fixed.log_snr(t))
+    np.testing.assert_allclose(alpha[:-1], want[:-1], rtol=1e-6)
+    assert alpha[-1] == 0 and fixed.betas[-1] == 1 and log_snr[-1] == -40
+    assert fixed.betas[0] == schedule.betas[0]
+    assert np.all(np.diff(log_snr) < 0)
+    again = discrete.zero_terminal_snr(fixed)
+    np.testing.assert_allclose(again.betas, fixed.betas, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["jsd", "zero_terminal"])
+def test_an_snr_of_zero_is_guarded(name):
+    """Finite log-SNR, tables without a warning, losses in every language but that of the bound."""
+    schedule = (DISCRETE | OTHERS)[name]
+    abar = np.cumprod(1 - schedule.betas)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for variance in diffusion.VARIANCES:
+            tables = diffusion.posterior_tables(schedule, variance)
+            assert tables.loss_coef[-1] == np.inf and np.all(np.isfinite(tables.loss_coef[1:-1]))
+            # x_T says nothing: q(x_{T-1} | x_T, x_0) is q(x_{T-1} | x_0).
+            np.testing.assert_allclose(tables.posterior_mean_coef1[-1], np.sqrt(abar[-2]))
+            np.testing.assert_allclose(tables.posterior_variance[-1], 1 - abar[-2])
+            assert tables.posterior_mean_coef2[-1] == 0
+        x0 = jnp.linspace(-1, 1, 8).reshape(2, 2, 2, 1)
+        np.testing.assert_array_equal(diffusion.prior_bits_per_dim(schedule, x0), 0)
+    assert schedule.log_snr(jnp.asarray([999]))[0] == -40
+    t = jnp.full(2, 999, jnp.int32)
+    np.testing.assert_array_equal(diffusion.corrupt(schedule, x0, 2 * x0, t), 2 * x0)
+    for prediction, truth in (("x0", x0), ("v", -x0), ("flow", x0)):
+        target = diffusion.prediction_target(schedule, prediction, x0, 2 * x0, t)
+        np.testing.assert_array_equal(target, truth)
+        eps = diffusion.predicted_eps(schedule, prediction, target, 2 * x0, t)
+        np.testing.assert_array_equal(eps, 2 * x0)
+    with pytest.raises(
+        ValueError, match=rf"{schedule.name} ends at an SNR of 0.*last beta is below 1"
+    ):
+        diffusion.vlb_loss(lambda p, x, t, b, k: x, schedule)
+    with pytest.raises(ValueError, match="ends at an SNR of 0"):
+        diffusion.vlb_terms(schedule, x0, x0, x0, t)
+
+
+@pytest.mark.parametrize("name", [*DISCRETE, *OTHERS])
+def test_the_nearest_timestep(strict, name):
+    """Exactly t from its own log-SNR; from any other, as found by looking at all in float64."""
+    schedule = (DISCRETE | OTHERS)[name]
+    t = jnp.arange(1000, dtype=jnp.int32)
+    with strict():
+        levels = schedule.log_snr(t)
+        back = schedule.from_log_snr(levels)
+    assert back.dtype == jnp.int32
+    np.testing.assert_array_equal(back, t)
+    levels = np.asarray(levels, np.float64)
+    values = np.random.default_rng(0).uniform(-45, 15, 2000).astype(np.float32)
+    distance = np.abs(values.astype(np.float64)[:, None] - levels)
+    first, second = np.partition(distance, 1, axis=1)[:, :2].T
+    clear = second - first > 1e-4
+    assert clear.mean() > 0.95
+    got = np.asarray(schedule.from_log_snr(jnp.asarray(values)))
+    np.testing.assert_array_equal(got[clear], distance.argmin(1)[clear])
+    ends = schedule.from_log_snr(jnp.asarray([np.inf, 1e9, -1e9, -np.inf], jnp.float32))
+    np.testing.assert_array_equal(ends, [0, 0, 999, 999])
+
+
+@pytest.mark.parametrize("make", [discrete.linear, discrete.quad])
+def test_a_hundred_thousand_timesteps(make):
+    """Neighbours may share a float32 log-SNR; the inverse is then one of them."""
+    schedule = make(100_000, rescale=True)
+    t = jnp.arange(100_000, dtype=jnp.int32)
+    levels = np.asarray(schedule.log_snr(t))
+    assert np.all(np.diff(levels) <= 0) and np.all(np.isfinite(levels))
+    back = np.asarray(schedule.from_log_snr(jnp.asarray(levels)))
+    np.testing.assert_allclose(levels[back], levels, rtol=0, atol=2e-6)
+    assert np.abs(back - np.asarray(t)).max() <= 1
+
+
+def _reference(name, t):
+    """(alpha, sigma) in long double."""
+    t, pi = t.astype(np.longdouble), 4 * np.arctan(np.longdouble(1))
+    if name.startswith("rectified_flow"):
+        a = 3 if name.endswith("3") else 1
+        return (1 - t) / (1 + (a - 1) * t), a * t / (1 + (a - 1) * t)
+    if name == "vp_linear":
+        b = np.longdouble(19.9) / 2 * t**2 + np.longdouble(0.1) * t
+        return np.exp(-b / 2), np.sqrt(-np.expm1(-b))
+    if name == "vp_cosine":
+        return np.sin(pi / 2 * (1 - t)), np.sin(pi / 2 * t)
+    if name == "vdm_linear":
+        gamma = np.longdouble(-13.3) + t * np.longdouble(18.3)
+        return 1 / np.sqrt(1 + np.exp(gamma)), 1 / np.sqrt(1 + np.exp(-gamma))
+    low, high = np.log(np.longdouble(0.002)), np.log(np.longdouble(80))
+    return np.ones_like(t), np.exp((1 - t) * low + t * high)
+
+
+def _times():
+    """Dense at both ends, 0 and 1 included: float32 up to the neighbours of 0 and 1."""
+    near_0 = np.geomspace(1e-30, 0.5, 400)
+    near_1 = 1 - np.geomspace(2.0**-24, 0.5, 400)
+    return np.sort(np.concatenate([[0, 1], near_0, near_1]).astype(np.float32))
+
+
+def _slope(name, t):
+    """d log SNR / dt, by hand."""
+    if name == "vp_linear":
+        return -(0.1 + 19.9 * t) / -np.expm1(-(9.95 * t**2 + 0.1 * t))
+    if name == "vp_cosine":
+        return -2 * np.pi / np.sin(np.pi * np.minimum(t, 1 - t))
+    if name == "vdm_linear":
+        return np.full_like(t, -18.3)  # half of it, 9.15, is VDM's weight
+    if name == "ve_log_linear":
+        return np.full_like(t, -2 * np.log(80 / 0.002))
+    return -2 / (t * (1 - t))
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_continuous_schedules_against_long_double(strict, name):
+    schedule, t = CONTINUOUS[name], _times()
+    assert schedule.num_timesteps is None and schedule.betas is None
+
+    @jax.jit
+    def at(t):
+        slope = jax.vmap(jax.grad(schedule.log_snr))(t)
+        return schedule.alpha(t), schedule.sigma(t), schedule.log_snr(t), slope
+
+    with strict():
+        alpha, sigma, log_snr, slope = at(jnp.asarray(t))
+    assert alpha.dtype == sigma.dtype == log_snr.dtype == jnp.float32
+    with np.errstate(divide="ignore"):
+        want_alpha, want_sigma = _reference(name, t)
+        lam = np.clip(2 * (np.log(want_alpha) - np.log(want_sigma)), -40, 40).astype(float)
+    np.testing.assert_allclose(alpha, want_alpha.astype(float), rtol=1e-6)
+    np.testing.assert_allclose(sigma, want_sigma.astype(float), rtol=1e-6)
+    np.testing.assert_allclose(log_snr, lam, atol=4e-6, rtol=0)  # float32's spacing at 40
+    assert np.all(np.diff(log_snr) <= 0)
+    assert np.all(np.isfinite(slope))
+    inside = (np.abs(lam) < 39.9) & (t > 0) & (t < 1)
+    np.testing.assert_allclose(slope[inside], _slope(name, t[inside].astype(float)), rtol=3e-6)
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_log_snr_inverts_both_ways(strict, name):
+    """To the roundings of log-SNR and of t, each carried over by the slope."""
+    schedule = CONTINUOUS[name]
+    inverse, forward = jax.jit(schedule.from_log_snr), jax.jit(schedule.log_snr)
+    t = _times()[1:-1]
+    with strict():
+        levels = forward(jnp.asarray(t))
+        back = np.asarray(inverse(levels))
+        ends = np.asarray(forward(jnp.asarray([1.0, 0.0])))
+        lam = np.linspace(*ends, 1003, dtype=np.float32)[1:-1]
+        there = inverse(jnp.asarray(lam))
+        again = np.asarray(forward(there))
+        outside = inverse(jnp.asarray([np.inf, 100.0, -100.0, -np.inf], jnp.float32))
+    free = np.abs(levels) < 40
+    error, slope = np.abs(back - t), -_slope(name, t.astype(float))
+    np.testing.assert_array_less(error[free], (4e-6 / slope + 2 * np.spacing(t))[free])
+    there = np.asarray(there)
+    assert there.dtype == np.float32 and np.all((there >= 0) & (there <= 1))
+    in_1 = there == 1  # float32 has no t between 1 - 6e-8 and 1
+    assert np.all(lam[in_1] < -30) or not in_1.any()
+    rounding = -_slope(name, there[~in_1].astype(float)) * 2 * np.spacing(there[~in_1])
+    np.testing.assert_array_less(np.abs(again - lam)[~in_1], 4e-6 + rounding)
+    np.testing.assert_allclose(outside, [0, 0, 1, 1], atol=1e-7)
+
+
+def test_continuous_schedules_on_the_grid_in_shard_map(mesh8, strict):
+    """Each device its part, equal to the whole; finite for every t that a grid can draw."""
+    grid = continuous_grid(100)
+    u = jnp.linspace(0, 1, 64)
+
+    def everything(u):
+        t = grid.to_t(open_unit(u))
+        parts = [f(t) for s in CONTINUOUS.values() for f in (s.alpha, s.sigma, s.log_snr)]
+        return jnp.stack(parts)
+
+    with strict():
+        want = jax.jit(everything)(u)
+        shards = jax.shard_map(
+            everything, mesh=mesh8, in_specs=P("data"), out_specs=P(None, "data")
+        )
+        got = jax.jit(shards)(u)
+    assert np.all(np.isfinite(want)) and np.all(want[1::3] > 0)
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+
+
+def test_vp_linear_is_the_limit_of_linear_and_of_edms_sigma():
+    t = np.arange(2000, 100_000, 7)
+    want = discrete.linear(100_000, rescale=True).log_snr(jnp.asarray(t))
+    got = CONTINUOUS["vp_linear"].log_snr(jnp.asarray((t + 1) / 1e5, jnp.float32))
+    np.testing.assert_allclose(got, want, atol=2e-3)
+    s = jnp.linspace(0.01, 1, 100)
+    sigma = CONTINUOUS["vp_linear"].sigma(s) / CONTINUOUS["vp_linear"].alpha(s)
+    edm = np.sqrt(np.exp(0.5 * 19.9 * np.asarray(s, float) ** 2 + 0.1 * np.asarray(s, float)) - 1)
+    np.testing.assert_allclose(sigma, edm, rtol=3e-6)
+
+
+def test_vp_cosine_is_cosine_without_its_offset():
+    t = np.arange(999)  # the last beta of the discrete one is held at 0.999
+    want = discrete.cosine(s=0.0).log_snr(jnp.asarray(t))
+    got = CONTINUOUS["vp_cosine"].log_snr(jnp.asarray((t + 1) / 1000, jnp.float32))
+    np.testing.assert_allclose(got, want, atol=1e-4)  # of 1 - t, rounded, near t = 1
+
+
+def test_ends_of_the_published_ranges():
+    both = jnp.asarray([0.0, 1.0])
+    np.testing.assert_allclose(CONTINUOUS["vdm_linear"].log_snr(both), [13.3, -5], rtol=1e-6)
+    np.testing.assert_allclose(CONTINUOUS["ve_log_linear"].sigma(both), [0.002, 80], rtol=1e-6)
+    for name in ("rectified_flow", "vp_cosine"):
+        np.testing.assert_array_equal(CONTINUOUS[name].log_snr(both), [40, -40])
+        np.testing.assert_array_equal(CONTINUOUS[name].alpha(both), [1, 0])
+
+
+def test_golden_rectified_flow(golden):
+    g = golden("rectified_flow")
+    s = jnp.asarray(g["sigma"], jnp.float32)
+    flow = CONTINUOUS["rectified_flow"]
+    np.testing.assert_allclose(flow.sigma(s), g["sigma"], rtol=1e-7)
+    np.testing.assert_allclose(flow.alpha(s), g["alpha"], rtol=1e-4, atol=6e-8)  # 1 - float32(s)
+    np.testing.assert_allclose(flow.log_snr(s), np.maximum(g["logsnr"], -40), atol=2e-4)
+    shifted = CONTINUOUS["rectified_flow_shift3"].sigma(s)
+    np.testing.assert_allclose(shifted, g["sigma_shift3"], rtol=2e-7)
+    moved = CONTINUOUS["rectified_flow_shift3"].log_snr(s) - flow.log_snr(s)
+    np.testing.assert_allclose(moved[:-1], -2 * np.log(3), atol=5e-6)  # a shift is one of log-SNR
+
+
+def test_errors_of_the_three_predictions_differ_by_a_factor_of_t(golden):
+    """||flow err||^2 = ||eps err||^2 / (1 - s)^2 = ||x0 err||^2 / s^2, at the same x_t."""
+    g, flow = golden("rectified_flow"), CONTINUOUS["rectified_flow"]
+    pick = (g["sigma"] > 0.05) & (g["sigma"] < 0.95)
+    s = jnp.asarray(g["sigma"][pick], jnp.float32)
+    rng = np.random.default_rng(0)
+    x0, noise, error = (
+        jnp.asarray(rng.standard_normal((s.size, 4, 4, 1)), jnp.float32) for _ in range(3)
+    )
+    x_t = diffusion.corrupt(flow, x0, noise, s)
+    output = diffusion.prediction_target(flow, "flow", x0, noise, s) + error
+    eps = diffusion.predicted_eps(flow, "flow", output, x_t, s)
+    s4 = s.reshape(-1, 1, 1, 1)
+    guess = (x_t - s4 * eps) / (1 - s4)
+    mse = lambda x: np.mean(np.asarray(x, np.float64) ** 2, (1, 2, 3))  # noqa: E731
+    np.testing.assert_allclose(mse(error), mse(eps - noise) * g["v_weight_to_eps"][pick], rtol=1e-4)
+    np.testing.assert_allclose(mse(error), mse(guess - x0) * g["v_weight_to_x0"][pick], rtol=1e-3)
+
+
+def test_gnobitabs_rectified_flow_runs_the_other_way(golden):
+    """Their x = t data + (1 - t) z_0 and target data - z_0: ours at 1 - t, negated."""
+    theirs = golden("rectified_flow")["gnobitab_t"]
+    assert theirs.min() == pytest.approx(1e-3)  # they draw t from (1e-3, 1); 1 is data
+    rng = np.random.default_rng(1)
+    data, z0 = (rng.standard_normal((theirs.size, 3, 3, 1)).astype(np.float32) for _ in range(2))
+    t = theirs.reshape(-1, 1, 1, 1)
+    ours = jnp.asarray(1 - theirs, jnp.float32)
+    x = diffusion.corrupt(CONTINUOUS["rectified_flow"], data, z0, ours)
+    target = diffusion.prediction_target(CONTINUOUS["rectified_flow"], "flow", data, z0, ours)
+    np.testing.assert_allclose(x, t * data + (1 - t) * z0, atol=1e-6)
+    np.testing.assert_array_equal(target, -(data - z0))
+
+
+def test_messages():
+    for betas in ([0.1, 1.0, 0.5], [0.1, 1.5], [1.0, 1.0], [0.0, 0.5], [np.nan, 0.5]):
+        with pytest.raises(ValueError, match=r"mine: betas span .*only the last may be 1"):
+            diffusion.from_betas("mine", betas)
+    for make in (discrete.jsd, discrete.constant_beta, discrete.warmup, discrete.sigmoid):
+        with pytest.raises(ValueError, match=r"T >= 2|at least 2"):
+            make(1)
+    with pytest.raises(ValueError, match=r"fraction is 1.5; keep it in \[0, 1\]"):
+        discrete.warmup(fraction=1.5)
+    with pytest.raises(ValueError, match=r"constant_beta.*beta_end=1, times 1"):
+        discrete.constant_beta(beta=1)
+    with pytest.raises(ValueError, match="raise num_timesteps"):
+        discrete.sigmoid_beta(10, rescale=True)
+    with pytest.raises(ValueError, match=r"tau=0, .*need start < end"):
+        discrete.sigmoid(tau=0)
+    with pytest.raises(ValueError, match="raise tau or lower clip_min"):
+        discrete.sigmoid(tau=0.05)
+    with pytest.raises(ValueError, match="vp_cosine is continuous; zero_terminal_snr"):
+        discrete.zero_terminal_snr(CONTINUOUS["vp_cosine"])
+    with pytest.raises(ValueError, match="its SNR is 0 before the last"):
+        discrete.zero_terminal_snr(discrete.constant_beta(5000, beta=0.5))
+    with pytest.raises(ValueError, match="rectified_flow: shift=0; need shift > 0"):
+        continuous.rectified_flow(shift=0)
+    with pytest.raises(ValueError, match="beta_min=2, beta_max=1; need 0 <= beta_min"):
+        continuous.vp_linear(beta_min=2, beta_max=1)
+    with pytest.raises(
+        ValueError, match=r"gamma_max=50.0; need -40 <= gamma_min < gamma_max <= 40"
+    ):
+        continuous.vdm_linear(gamma_max=50.0)
+    with pytest.raises(ValueError, match=r"sigma_min=0.0, .* need 2.1e-09 <= sigma_min"):
+        continuous.ve_log_linear(sigma_min=0.0)
+    for name in ("alpha", "sigma", "log_snr"):
+        with pytest.raises(ValueError, match=r"t is int32; vdm_linear is continuous"):
+            getattr(CONTINUOUS["vdm_linear"], name)(jnp.arange(3, dtype=jnp.int32))
+    with pytest.raises(ValueError, match="vp_linear is continuous; VLB terms need a discrete"):
+        diffusion.vlb_loss(lambda p, x, t, b, k: x, CONTINUOUS["vp_linear"])

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
+from adaptive_ts.experiment.config_sampler import SamplerConfig, WeightingConfig
 from adaptive_ts.experiment.errors import UserError
 from adaptive_ts.experiment.fields import cast, flatten, leaf_types, leaves, nearest_field, replace
 from adaptive_ts.experiment.validation import validate
@@ -26,6 +27,7 @@ __all__ = [
     "SamplerConfig",
     "ScheduleConfig",
     "TrainConfig",
+    "WeightingConfig",
     "default_workdir",
     "differences",
     "fingerprint_fields",
@@ -46,6 +48,8 @@ class DataConfig:
     """Folder of prepared datasets; None: tensorflow-datasets' own (~/tensorflow_datasets)."""
     source_dir: str | None = None
     """Folder with the dataset's original files, where there is no network to fetch them."""
+    downsample: int = 1
+    """Average squares of this many pixels on a side."""
     image_size: int | None = None
     """Side of the square images in pixels; None: as the dataset has them."""
     flip: bool = False
@@ -88,56 +92,6 @@ class ScheduleConfig:
     """T, the number of diffusion timesteps."""
     rescale: bool = True
     """Scale the betas of linear and quad by 1000/T, so that any T ends in the same noise."""
-
-
-@dataclass(frozen=True)
-class SamplerConfig:
-    """Which timesteps to train on. The options from `objective` on are the adaptive sampler's."""
-
-    name: str = "adaptive"
-    """Timestep sampler."""
-    stratified: bool = False
-    """Uniform sampler: one draw from each of batch_size equal strata."""
-    importance_weighted: bool = False
-    """Weight the losses by 1/(T p(t)), so that the objective stays that of uniform sampling."""
-    uniform_prob: float = 0.0
-    """Probability of drawing uniformly instead of from the sampler."""
-    objective: Literal["vlb", "loss"] = "vlb"
-    """What the probe measures: the VLB term (bits/dim), or the training loss."""
-    every: int = 40
-    """f_S: probe on every such optimizer step."""
-    num_selected: int = 3
-    """|S|: timesteps that make up the reward."""
-    history: int = 20
-    """|Q|: profiles that the selection looks back on."""
-    entropy_coef: float = 1e-2
-    """Coefficient of the policy's entropy."""
-    learning_rate: float = 1e-3
-    """Adam learning rate of the policy."""
-    clip_norm: float = 1.0
-    """Global-norm clip of the policy's gradient."""
-    common_noise: bool = True
-    """Same noise before and after the step; False: fresh noise, as in the published code."""
-    entropy: Literal["bonus", "in_reward"] = "bonus"
-    """Entropy as a plain bonus; in_reward: inside the reward, as in the published code."""
-    reduce: Literal["mean", "sum"] = "mean"
-    """Reward over the selected timesteps: mean (paper) or sum (published code)."""
-    normalize_reward: bool = True
-    """Standardise the reward by its running mean and deviation; False: as in the code."""
-    lagged_selection: bool = False
-    """Reward with the timesteps selected by the previous probe, as in the published code."""
-    relative: bool = False
-    """Measure relative decreases: of the logarithm of each timestep's term."""
-    num_buckets: int = 100
-    """Strata of the time axis that a profile covers; T: every timestep, as in the code."""
-    jitter: bool = False
-    """Draw each stratum's timestep anew at each probe; False: its midpoint."""
-    chunk: int | None = None
-    """Buckets probed at once, to save memory; None: all."""
-    rounding: Literal["floor", "nearest"] = "floor"
-    """u to t: floor(u T), or round(u (T - 1)) with half-mass end bins, as in the code."""
-    decoder_nll: bool = False
-    """VLB at t=0 by the discretised decoder likelihood; False: the Gaussian KL there too."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +170,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    weighting: WeightingConfig = field(default_factory=WeightingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)

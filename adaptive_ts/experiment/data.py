@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from adaptive_ts.experiment import datasets
+from adaptive_ts.experiment.config import DataConfig
 from adaptive_ts.experiment.errors import UserError, one_line, quiet
 
 Log = Callable[[str], None]
@@ -57,6 +58,7 @@ def load(
     split: str = "train",
     data_dir: str | os.PathLike | None = None,
     source_dir: str | None = None,
+    downsample: int = 1,
     image_size: int | None = None,
     ram_limit: int = RAM_LIMIT,
     log: Log = print,
@@ -68,6 +70,7 @@ def load(
         split: a split of the set, such as ``"train"`` or ``"test"``.
         data_dir: folder of prepared sets; default ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.
         source_dir: folder with the raw files, for the sets that need one.
+        downsample: averages squares of this many pixels on a side, before any padding.
         image_size: pads height and width to this many pixels with the darkest value, centred.
         ram_limit: in bytes; a larger set is read from its record files batch by batch.
         log: receives one line for each slow thing done.
@@ -102,7 +105,21 @@ def load(
             images, labels = _decode(records, name)
             dataset = from_arrays(images, labels, name=name, num_classes=classes or 1)
             _write_cache(cache, dataset, log)
-    return dataset._replace(images=_pad(dataset.images, image_size, name))
+    images = _shrink(dataset.images, downsample, name)
+    return dataset._replace(images=_pad(images, image_size, name))
+
+
+def load_split(config: DataConfig, split: str, log: Log = print) -> Dataset:
+    """`load` of what a config names."""
+    return load(
+        config.name,
+        split=split,
+        data_dir=config.dir,
+        source_dir=config.source_dir,
+        downsample=config.downsample,
+        image_size=config.image_size,
+        log=log,
+    )
 
 
 def from_arrays(
@@ -260,6 +277,28 @@ def _as_uint8(images: np.ndarray, name: str) -> np.ndarray:
         f"{name}: {images.dtype} images lie in [{low}, {high}]; wanted uint8 in [0, 255] or floats "
         "in [-1, 1]"
     )
+
+
+def _shrink(images, factor: int, name: str):
+    if factor == 1:
+        return images
+    count, height, width, channels = images.shape
+    if height % factor or width % factor:
+        raise UserError(f"{name}: images {height, width} are not divisible by downsample {factor}")
+    height, width = height // factor, width // factor
+
+    def mean(part: np.ndarray) -> np.ndarray:
+        squares = part.reshape(len(part), height, factor, width, factor, channels)
+        return np.rint(squares.mean((2, 4), dtype=np.float32)).astype(np.uint8)
+
+    if isinstance(images, np.ndarray):
+        return mean(images)
+
+    def read(index):
+        part, labels = images.read(index)
+        return mean(part), labels
+
+    return Records((count, height, width, channels), read)
 
 
 def _pad(images, image_size: int | None, name: str):

@@ -9,19 +9,30 @@ import optax
 from jax.sharding import Mesh
 
 from adaptive_ts import diffusion
-from adaptive_ts.experiment import sharding
+from adaptive_ts import discrete_schedules as schedules
 from adaptive_ts.experiment.config import Config
+from adaptive_ts.experiment.factory_samplers import (
+    PROBING,
+    SAMPLERS,
+    WEIGHTINGS,
+    Setting,
+    make_sampler,
+)
 from adaptive_ts.experiment.models.unet import UNet
 from adaptive_ts.experiment.step import StepParts
-from adaptive_ts.grid import TimeGrid, discrete
-from adaptive_ts.policy import conv_beta_policy
-from adaptive_ts.samplers import adaptive, importance_weighted, mixed_with_uniform, uniform
-from adaptive_ts.types import Batch, Key, Params, TimestepSampler
+from adaptive_ts.grid import discrete
+from adaptive_ts.types import Batch, Key, Params
 
-SCHEDULES: Mapping[str, Callable[[Config], diffusion.NoiseSchedule]] = {
-    "cosine": lambda c: diffusion.cosine(c.schedule.num_timesteps),
-    "linear": lambda c: diffusion.linear(c.schedule.num_timesteps, rescale=c.schedule.rescale),
-    "quad": lambda c: diffusion.quad(c.schedule.num_timesteps, rescale=c.schedule.rescale),
+# Those that end at an SNR of 0 (jsd, zero_terminal_snr) have an infinite VLB, and DDIM cannot
+# start from them: they are for loops of one's own.
+SCHEDULES: Mapping[str, Callable[[int, bool], diffusion.NoiseSchedule]] = {
+    "constant_beta": lambda T, rescale: schedules.constant_beta(T, rescale=rescale),
+    "cosine": lambda T, rescale: schedules.cosine(T),
+    "linear": lambda T, rescale: schedules.linear(T, rescale=rescale),
+    "quad": lambda T, rescale: schedules.quad(T, rescale=rescale),
+    "sigmoid": lambda T, rescale: schedules.sigmoid(T),
+    "sigmoid_beta": lambda T, rescale: schedules.sigmoid_beta(T, rescale=rescale),
+    "warmup": lambda T, rescale: schedules.warmup(T, rescale=rescale),
 }
 
 
@@ -33,6 +44,7 @@ class Built(NamedTuple):
       init_params: (key, batch) -> the model's parameters.
       schedule: the noise schedule.
       eps_fn: (params, x_t, t) -> predicted noise, deterministic.
+      eps_loss: the mean squared error in eps, deterministic.
       vlb: the VLB terms in bits/dim, deterministic.
       probe_every: steps from one probe to the next; None for a sampler that does not probe.
     """
@@ -41,47 +53,18 @@ class Built(NamedTuple):
     init_params: Callable[[Key, Batch], Params]
     schedule: diffusion.NoiseSchedule
     eps_fn: Callable[[Params, jax.Array, jax.Array], jax.Array]
+    eps_loss: diffusion.ExampleLoss
     vlb: diffusion.ExampleLoss
     probe_every: int | None
 
 
-def _uniform(config: Config, grid: TimeGrid, mesh: Mesh) -> TimestepSampler:
-    return uniform(grid, stratified=config.sampler.stratified)
-
-
-def _adaptive(config: Config, grid: TimeGrid, mesh: Mesh) -> TimestepSampler:
-    c = config.sampler
-    return adaptive(
-        grid,
-        conv_beta_policy(),
-        optax.chain(optax.clip_by_global_norm(c.clip_norm), optax.adam(c.learning_rate)),
-        every=c.every,
-        num_selected=c.num_selected,
-        history=c.history,
-        entropy_coef=c.entropy_coef,
-        common_noise=c.common_noise,
-        entropy=c.entropy,
-        reduce=c.reduce,
-        normalize_reward=c.normalize_reward,
-        lagged_selection=c.lagged_selection,
-        relative=c.relative,
-        num_buckets=c.num_buckets,
-        jitter=c.jitter,
-        chunk=c.chunk,
-        bucket_sharding=sharding.split(mesh) if mesh.size > 1 else None,
-    )
-
-
-SAMPLERS: Mapping[str, Callable[[Config, TimeGrid, Mesh], TimestepSampler]] = {
-    "adaptive": _adaptive,
-    "uniform": _uniform,
-}
-_PROBING = ("adaptive",)
-
-
 def known_names() -> dict[str, tuple[str, ...]]:
     """Field path -> the names it may take, for the fields that are open sets."""
-    return {"sampler.name": tuple(SAMPLERS), "schedule.name": tuple(SCHEDULES)}
+    return {
+        "sampler.name": tuple(SAMPLERS),
+        "schedule.name": tuple(SCHEDULES),
+        "weighting.name": tuple(WEIGHTINGS),
+    }
 
 
 def build(config: Config, mesh: Mesh) -> Built:
@@ -99,7 +82,9 @@ def build(config: Config, mesh: Mesh) -> Built:
         groups=config.model.groups,
         dtype=jnp.dtype(config.model.dtype),
     )
-    schedule = SCHEDULES[config.schedule.name](config)
+    schedule = SCHEDULES[config.schedule.name](
+        config.schedule.num_timesteps, config.schedule.rescale
+    )
     grid = discrete(config.schedule.num_timesteps, rounding=config.sampler.rounding)
     kind = config.model.prediction
 
@@ -127,26 +112,24 @@ def build(config: Config, mesh: Mesh) -> Built:
         decoder_nll=config.sampler.decoder_nll,
     )
     train_predict = predict_with_dropout if config.model.dropout > 0 else predict
-    probed = diffusion.denoising_loss(predict, schedule, prediction=kind)
+    plain = diffusion.denoising_loss(predict, schedule, prediction=kind)
+    optimizer = _optimizer(config)
+    setting = Setting(config, grid, schedule, mesh, optimizer, vlb)
+    # The impact sampler is handed its objective when it is built; it linearises the training loss.
+    on_vlb = config.sampler.name == "adaptive" and config.sampler.objective == "vlb"
     parts = StepParts(
-        sampler=_sampler(config, grid, mesh),
+        sampler=make_sampler(setting),
         grid=grid,
         loss_fn=diffusion.denoising_loss(train_predict, schedule, prediction=kind),
-        probe_loss_fn=vlb if config.sampler.objective == "vlb" else probed,
-        optimizer=_optimizer(config),
+        probe_loss_fn=vlb if on_vlb else plain,
+        optimizer=optimizer,
         ema_decay=config.optimizer.ema_decay,
         flip=config.data.flip,
         mesh=mesh,
     )
-    every = config.sampler.every if config.sampler.name in _PROBING else None
-    return Built(parts, init_params, schedule, eps_fn, vlb, every)
-
-
-def _sampler(config: Config, grid: TimeGrid, mesh: Mesh) -> TimestepSampler:
-    sampler = SAMPLERS[config.sampler.name](config, grid, mesh)
-    if config.sampler.uniform_prob > 0:
-        sampler = mixed_with_uniform(sampler, config.sampler.uniform_prob)
-    return importance_weighted(sampler) if config.sampler.importance_weighted else sampler
+    every = config.sampler.every if config.sampler.name in PROBING else None
+    eps_loss = diffusion.denoising_loss(lambda p, x, t, batch, key: eps_fn(p, x, t), schedule)
+    return Built(parts, init_params, schedule, eps_fn, eps_loss, vlb, every)
 
 
 def _optimizer(config: Config) -> optax.GradientTransformation:

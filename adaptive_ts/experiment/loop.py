@@ -17,7 +17,7 @@ from adaptive_ts.experiment import finish, report, sharding
 from adaptive_ts.experiment.checkpoint import Checkpoints, open_checkpoints
 from adaptive_ts.experiment.compiling import compiling
 from adaptive_ts.experiment.config import Config
-from adaptive_ts.experiment.data import Dataset, batches, load
+from adaptive_ts.experiment.data import Dataset, batches, load_split
 from adaptive_ts.experiment.errors import UserError, one_line
 from adaptive_ts.experiment.factory import Built, build
 from adaptive_ts.experiment.state import TrainState, abstract, make_init
@@ -55,9 +55,7 @@ def run(row: str, config: Config, *, log: Log = print) -> int:
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.train.batch_size, mesh)
     _check_folder(folder, config)
-    data = config.data
-    places = {"data_dir": data.dir, "source_dir": data.source_dir, "image_size": data.image_size}
-    dataset = load(data.name, split="train", log=log, **places)
+    dataset = load_split(config.data, "train", log)
     try:
         built = build(config, mesh)
     except ValueError as error:
@@ -92,7 +90,7 @@ def run(row: str, config: Config, *, log: Log = print) -> int:
                 f"{folder}. The same command goes on from there."
             )
             return EXIT_RESUME
-        held_out = load(data.name, split="test", log=log, **places)
+        held_out = load_split(config.data, "test", log)
         log(finish.finish(row, config, folder, built, state, held_out, elapsed, mesh, key))
     return 0
 

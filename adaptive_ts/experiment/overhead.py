@@ -1,8 +1,8 @@
-"""What the adaptive sampler costs: wall-clock and FLOPs per step, over uniform, in one run.
+"""What a sampler costs: wall-clock and FLOPs per step, over uniform, in one run.
 
 ``python -m adaptive_ts.experiment.overhead [ROW] [--field.path VALUE ...]`` (default row:
-``overhead``). Whole cycles of f_S steps, uniform and adaptive in turn, so that a machine whose
-speed drifts slows both; the ratio is taken cycle by cycle.
+``overhead``, the adaptive sampler). Whole cycles of f_S steps, uniform and the other in turn, so
+that a machine whose speed drifts slows both; the ratio is taken cycle by cycle.
 """
 
 import dataclasses
@@ -18,24 +18,23 @@ import numpy as np
 from adaptive_ts.experiment import sharding
 from adaptive_ts.experiment.cli import parse, run_cli
 from adaptive_ts.experiment.compiling import compiling
-from adaptive_ts.experiment.config import Config
-from adaptive_ts.experiment.data import load
+from adaptive_ts.experiment.config import Config, SamplerConfig
+from adaptive_ts.experiment.data import load_split
 from adaptive_ts.experiment.errors import UserError
 from adaptive_ts.experiment.factory import build, known_names
 from adaptive_ts.experiment.state import make_init
 from adaptive_ts.experiment.step import make_step
 
 CYCLES = 5
-_NAMES = ("uniform", "adaptive", "probe")  # the adaptive sampler's step without and with a probe
 
 
 class Overhead(NamedTuple):
     """Attributes:
-    ratios: wall-clock of a cycle, adaptive over uniform, cycle by cycle.
-    seconds: per step, the median over cycles, of uniform and adaptive.
-    flops: of one step of each variant, by the compiler's cost analysis.
-    every: f_S.
-    extra_forwards: images evaluated per step for the probe, on average.
+    ratios: wall-clock of a cycle, the sampler over uniform, cycle by cycle.
+    seconds: per step, the median over cycles, of uniform and the sampler.
+    flops: of one step, by the compiler's cost analysis: of uniform, of the sampler without a
+      probe ("plain") and with one ("probe", if it has any).
+    every: f_S, the length of a cycle.
     batch_size: images per step.
     """
 
@@ -43,57 +42,58 @@ class Overhead(NamedTuple):
     seconds: tuple[float, float]
     flops: dict[str, float]
     every: int
-    extra_forwards: float
     batch_size: int
 
     @property
     def flops_ratio(self) -> float:
-        """FLOPs per step, adaptive over uniform, the probe's share spread over f_S steps."""
-        plain, probe = self.flops["adaptive"], self.flops["probe"]
+        """FLOPs per step, over uniform's, the probe's share spread over f_S steps."""
+        plain = self.flops["plain"]
+        probe = self.flops.get("probe", plain)
         return (plain + (probe - plain) / self.every) / self.flops["uniform"]
 
 
 def measure(config: Config, *, cycles: int = CYCLES) -> Overhead:
-    """Trains uniform and adaptive side by side for ``cycles`` cycles of f_S steps."""
+    """Trains uniform and the config's sampler side by side for ``cycles`` cycles of f_S steps."""
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.train.batch_size, mesh)
-    data = config.data
-    dataset = load(data.name, data_dir=data.dir, source_dir=data.source_dir)
+    dataset = load_split(config.data, "train")
     size, every = config.train.batch_size, config.sampler.every
     images = np.resize(dataset.images, (size, *dataset.images.shape[1:]))
     batch = sharding.put_batch({"image": images, "label": np.zeros((size,), np.int32)}, mesh)
     key, whole = jax.random.key(config.seed), sharding.replicated(mesh)
     states, jobs = {}, {}
-    for name in ("uniform", "adaptive"):
-        sampler = dataclasses.replace(config.sampler, name=name)
-        built = build(dataclasses.replace(config, sampler=sampler), mesh)
+    plain = dataclasses.replace(config, sampler=SamplerConfig(name="uniform"))
+    for name, chosen in (("uniform", plain), ("sampler", config)):
+        built = build(chosen, mesh)
         example = {"image": jax.ShapeDtypeStruct(images.shape, np.float32)}
         init = make_init(built.init_params, built.parts.optimizer, built.parts.sampler, example)
         states[name] = jax.jit(init, out_shardings=whole)(key)
-        variants = {"uniform": {"uniform": None}, "adaptive": {"adaptive": False, "probe": True}}
-        for variant, probe in variants[name].items():
+        variants = {"uniform" if name == "uniform" else "plain": None}
+        if built.probe_every:
+            variants = {"plain": False, "probe": True}
+        for variant, probe in variants.items():
             jobs[variant] = (make_step(built.parts, probe=probe), (states[name], batch, key))
     with compiling(jobs) as compiled:
-        steps = {name: compiled(name) for name in _NAMES}
+        steps = {name: compiled(name) for name in jobs}
 
     def cycle(name: str) -> float:
         began = time.perf_counter()
         for i in range(every):
-            variant = "probe" if name == "adaptive" and i == every - 1 else name
+            variant = "uniform" if name == "uniform" else "plain"
+            if name == "sampler" and i == every - 1 and "probe" in steps:
+                variant = "probe"
             states[name], metrics = steps[variant](states[name], batch, key)
         jax.block_until_ready((states[name], metrics))
         return time.perf_counter() - began
 
-    for name in ("uniform", "adaptive"):
+    for name in ("uniform", "sampler"):
         cycle(name)  # warm-up
-    times = [(cycle("uniform"), cycle("adaptive")) for _ in range(cycles)]
-    probed = 2 * config.sampler.num_buckets + 2 * config.sampler.num_selected * size
+    times = [(cycle("uniform"), cycle("sampler")) for _ in range(cycles)]
     return Overhead(
         ratios=tuple(b / a for a, b in times),
         seconds=tuple(statistics.median(column) / every for column in zip(*times, strict=True)),
         flops={name: _flops(step) for name, step in steps.items()},
         every=every,
-        extra_forwards=probed / every,
         batch_size=size,
     )
 
@@ -105,23 +105,24 @@ def _flops(compiled: Any) -> float:
 
 def text(result: Overhead, config: Config) -> str:
     """The report, a few lines."""
-    ratios, flops = sorted(result.ratios), result.flops
+    ratios, c = sorted(result.ratios), config.sampler
     device = jax.devices()[0].device_kind
-    return "\n".join(
-        [
-            f"adaptive over uniform, {config.data.name}, batch {result.batch_size}, "
-            f"f_S={result.every}, {config.sampler.num_buckets} buckets, "
-            f"|S|={config.sampler.num_selected}, on {jax.device_count()} x {device}:",
-            f"  wall-clock per step  {statistics.median(ratios):.3f} x  (min {ratios[0]:.3f}, "
-            f"max {ratios[-1]:.3f} of {len(ratios)} cycles; {1e3 * result.seconds[1]:.1f} ms over "
-            f"{1e3 * result.seconds[0]:.1f} ms)",
-            f"  FLOPs per step       {result.flops_ratio:.3f} x  (uniform "
-            f"{flops['uniform'] / 1e9:.3f} G, adaptive {flops['adaptive'] / 1e9:.3f} G, with a "
-            f"probe {flops['probe'] / 1e9:.3f} G)",
-            f"  extra forwards       {result.extra_forwards:.1f} images per step, beside "
-            f"{result.batch_size} forwards and backwards",
-        ]
-    )
+    flops = ", ".join(f"{name} {value / 1e9:.3f} G" for name, value in result.flops.items())
+    lines = [
+        f"{c.name} over uniform, {config.data.name}, batch {result.batch_size}, "
+        f"f_S={result.every}, on {jax.device_count()} x {device}:",
+        f"  wall-clock per step  {statistics.median(ratios):.3f} x  (min {ratios[0]:.3f}, "
+        f"max {ratios[-1]:.3f} of {len(ratios)} cycles; {1e3 * result.seconds[1]:.1f} ms over "
+        f"{1e3 * result.seconds[0]:.1f} ms)",
+        f"  FLOPs per step       {result.flops_ratio:.3f} x  ({flops})",
+    ]
+    if c.name == "adaptive":
+        probed = 2 * c.num_buckets + 2 * c.num_selected * result.batch_size
+        lines.append(
+            f"  extra forwards       {probed / result.every:.1f} images per step ({c.num_buckets} "
+            f"buckets, |S|={c.num_selected}), beside {result.batch_size} forwards and backwards"
+        )
+    return "\n".join(lines)
 
 
 def main(argv: list[str]) -> int:

@@ -14,13 +14,13 @@ from adaptive_ts.experiment.files import atomic
 Array = Any  # what numpy.asarray takes
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
-_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#6E6E6E"
-_FADING = ("#BBD6E8", "#6BAED6", _BLUE)  # early, midway, now
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6E6E6E"
+_FADING = ("#BBD6E8", "#6BAED6", BLUE)  # early, midway, now
 _MAX_BINS = 100
 _TIMESTEP = "timestep t (noise grows to the right)"
 
 
-def _figure(width: float, height: float) -> Any:
+def figure_of(width: float, height: float) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -29,7 +29,7 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
-def _finish(figure: Any, path: str | os.PathLike[str], title: str) -> None:
+def finish(figure: Any, path: str | os.PathLike[str], title: str) -> None:
     figure.suptitle(title, fontsize=12)
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
@@ -115,7 +115,7 @@ def plot_timesteps(
     away = np.abs(np.log(np.clip(densities[shown], 1 / 8, 8)))
     reach = max(1.25, float(np.exp(np.quantile(away, 0.98))))
 
-    figure = _figure(10, 4.2)
+    figure = figure_of(10, 4.2)
     figure.get_layout_engine().set(wspace=0.06)
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
     mesh = left.pcolormesh(
@@ -128,22 +128,22 @@ def plot_timesteps(
     )
     left.set_ylabel("timestep t (noise grows upwards)")
     left.set_title("p(t) relative to uniform, over training", fontsize=10)
-    _count_steps(left)
+    count_steps(left)
     _ratio_bar(figure.colorbar(mesh, ax=left, pad=0.02, extend="both"), reach)
 
     chosen = sorted({0, (len(steps) - 1) // 2, len(steps) - 1})
     for i, colour in zip(chosen, _FADING[-len(chosen) :], strict=True):
         width = 2.2 if i == chosen[-1] else 1.4
         right.plot(timesteps, densities[i], color=colour, lw=width, label=f"step {steps[i]:,}")
-    right.axhline(1, color=_GREY, ls="--", lw=1.2, label="uniform")
+    right.axhline(1, color=GREY, ls="--", lw=1.2, label="uniform")
     top = max(1.5, 1.25 * float(np.quantile(densities[chosen], 0.99)))
     right.set(xlabel=_TIMESTEP, ylabel="p(t) / uniform", ylim=(0, top))
     right.set_title("p(t) early, midway and at the end", fontsize=10)
     right.legend(frameon=False, fontsize=9)
-    _finish(figure, path, title)
+    finish(figure, path, title)
 
 
-def _count_steps(axes: Any) -> None:
+def count_steps(axes: Any) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
@@ -184,7 +184,7 @@ def plot_losses(
     """
     t, mean, std, count = _pool(timesteps, mean, std, count)
     seen = (count > 0) & np.isfinite(mean) & (mean > 0)
-    figure = _figure(7.5, 4.8)
+    figure = figure_of(7.5, 4.8)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     if seen.any():
         factor = 1 + std[seen] / mean[seen]
@@ -192,19 +192,19 @@ def plot_losses(
             t[seen],
             mean[seen] / factor,
             mean[seen] * factor,
-            color=_BLUE,
+            color=BLUE,
             alpha=0.2,
             lw=0,
             label="one standard deviation over examples",
         )
-        above.plot(t[seen], mean[seen], color=_BLUE, lw=2, label="mean")
+        above.plot(t[seen], mean[seen], color=BLUE, lw=2, label="mean")
         above.legend(frameon=False, fontsize=9)
     _log_losses(above)
     above.set_ylabel("loss per example")
     edges = _edges(t)
-    below.bar(edges[:-1], count, np.diff(edges), align="edge", color=_ORANGE, alpha=0.75)
+    below.bar(edges[:-1], count, np.diff(edges), align="edge", color=ORANGE, alpha=0.75)
     below.set(xlabel=_TIMESTEP, ylabel="examples")
-    _finish(figure, path, title)
+    finish(figure, path, title)
 
 
 def _log_losses(axes: Any) -> None:
@@ -250,7 +250,7 @@ def plot_curve(
     steps, loss = np.asarray(steps), np.asarray(loss, float)
     steps, loss = steps[np.isfinite(loss)], loss[np.isfinite(loss)]
     window = window or max(1, len(loss) // 20)
-    figure = _figure(7.5, 4)
+    figure = figure_of(7.5, 4)
     axes = figure.subplots()
     axes.plot(steps, loss, color=_FADING[0], lw=1, label="logged")
     if 1 < window < len(loss):
@@ -258,13 +258,13 @@ def plot_curve(
         axes.plot(
             steps[window - 1 :],
             smooth,
-            color=_BLUE,
+            color=BLUE,
             lw=2,
             label=f"mean of the last {window} points",
         )
     if len(loss) and loss.min() > 0 and loss.max() > 10 * loss.min():
         _log_losses(axes)
-    _count_steps(axes)
+    count_steps(axes)
     axes.set_ylabel("loss")
     axes.legend(frameon=False, fontsize=9)
-    _finish(figure, path, title)
+    finish(figure, path, title)

@@ -18,10 +18,10 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("generate.eta", lambda v: 0 <= v <= 1, "in [0, 1]"),
     ("model.multipliers", lambda v: bool(v) and min(v) >= 1, "one or more, each at least 1"),
     (
-        "data.image_size model.channels model.res_blocks model.groups sampler.every "
-        "sampler.num_selected sampler.num_buckets sampler.chunk train.steps train.batch_size "
-        "train.log_every train.save_every train.max_to_keep generate.num_images generate.steps "
-        "hosts.num_processes",
+        "data.downsample data.image_size model.channels model.res_blocks model.groups "
+        "sampler.every sampler.num_selected sampler.num_buckets sampler.chunk train.steps "
+        "train.batch_size train.log_every train.save_every train.max_to_keep generate.num_images "
+        "generate.steps hosts.num_processes",
         lambda v: v >= 1,
         "at least 1",
     ),

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from adaptive_ts import collectives
-from adaptive_ts.grid import GridSample, TimeGrid, WeighFn, open_unit
+from adaptive_ts.grid import GridSample, TimeGrid, open_unit
 from adaptive_ts.schedules import NoiseSchedule
 from adaptive_ts.tabulated import check_schedule
 from adaptive_ts.types import (
     AxisName,
     Batch,
     Key,
+    LogDensityFn,
     PerExample,
     State,
     TimestepSample,
@@ -28,7 +29,8 @@ def importance_weighted(sampler: TimestepSampler) -> TimestepSampler:
     weight_i = w_i exp(-log_density_i): E[weight * loss] is the mean of w * loss over uniform t.
 
     Args:
-      sampler: the proposal. Its own weights w are kept as a factor.
+      sampler: the proposal. Its own weights w are kept as a factor; one that is importance
+        weighted already is left as it is.
 
     Returns:
       A `TimestepSampler` with the same state, draws and ``log_density``.
@@ -43,6 +45,10 @@ def importance_weighted(sampler: TimestepSampler) -> TimestepSampler:
 
     Source: Nichol and Dhariwal 2021 (arXiv 2102.09672), section 3.3.
     """
+
+    base = sampler.sample
+    if isinstance(base, GridSample):
+        return sampler._replace(sample=dataclasses.replace(base, proposal=sampler.log_density))
 
     def weigh(state: State, sample: TimestepSample, batch: Batch) -> PerExample:
         return jnp.exp(-jax.lax.stop_gradient(sampler.log_density(state, sample, batch)))
@@ -60,7 +66,7 @@ def mixed_with_uniform(
     """Draws from (1 - prob) p + prob uniform, so that no importance weight exceeds 1 / prob.
 
     Args:
-      sampler: p.
+      sampler: p. Where it is importance weighted, the mixture is.
       prob: probability of a uniform draw, in [0, 1].
       grid: the sampler's time grid; needed only for a sampler that does not name its own
         (``sampler.sample.grid``).
@@ -106,7 +112,9 @@ def mixed_with_uniform(
             log_mix + grid.uniform_log_density(sample.t),
         )
 
-    return sampler._replace(sample=GridSample(grid, draw, base.weigh), log_density=log_density)
+    proposal = None if base.proposal is None else log_density
+    sample = GridSample(grid, draw, base.weigh, proposal)
+    return sampler._replace(sample=sample, log_density=log_density)
 
 
 def with_weighting(
@@ -157,7 +165,7 @@ def _named(sampler: TimestepSampler, grid: TimeGrid | None) -> GridSample:
     return GridSample(grid, sampler.sample)
 
 
-def _weighted(sampler: TimestepSampler, weigh: WeighFn) -> TimestepSampler:
+def _weighted(sampler: TimestepSampler, weigh: LogDensityFn) -> TimestepSampler:
     base = sampler.sample
     if not isinstance(base, GridSample):
 

@@ -1,0 +1,191 @@
+"""The comparison bench: samplers and weightings, seed by seed, at equal steps.
+
+``python -m adaptive_ts.experiment.bench [--rows ROW ...] [--schedules NAME ...] [--seeds N ...]
+[--out DIR] [--jobs N] [--label NAME] [--report] [--field.path VALUE ...]``
+
+Each finished run is one line of ``OUT/runs.jsonl``; what is there already is not run again, so a
+sweep can be stopped at any time and goes on with the same command. At the end, and with
+``--report`` alone: ``OUT/*.md`` and ``OUT/*.png``.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import queue
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from adaptive_ts.experiment.bench_report import write_report
+from adaptive_ts.experiment.cli import load_rows, parse, run_cli
+from adaptive_ts.experiment.config import Config, fingerprint_fields
+from adaptive_ts.experiment.errors import UserError
+from adaptive_ts.experiment.factory import known_names
+
+PREFIX = "bench_"  # of the rows that are run by default
+_ONE_CORE = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+
+
+class Job(NamedTuple):
+    """One entry on one schedule, and the seeds that are still to be run.
+
+    Attributes:
+      label: the row's name in the tables.
+      config: of the runs, but for the seed.
+      seeds: to be run.
+      fingerprint: of the config, without the seed.
+    """
+
+    label: str
+    config: Config
+    seeds: tuple[int, ...]
+    fingerprint: str
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="bench", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--rows", nargs="+", help=f"rows of configs/*.py; default: all {PREFIX}* rows")
+    add("--schedules", nargs="+", default=["linear"], help="noise schedules")
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds")
+    add("--out", type=Path, default=Path("runs/bench"), help="folder of the results")
+    add("--jobs", type=int, default=1, help="runs at once, each on one CPU core if more than 1")
+    add("--label", help="another name for the (one) row in the tables, as when options differ")
+    add("--report", action="store_true", help="only write the tables and pictures")
+    add("--configs", default="configs", help="folder of rows")
+    return parser
+
+
+def fingerprint(config: Config) -> str:
+    """Of all that a run computes but its seed, and how long it goes on."""
+    fields = {k: v for k, v in fingerprint_fields(config).items() if k != "seed"}
+    text = json.dumps({**fields, "train.steps": config.train.steps}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def read_runs(folder: Path) -> list[dict[str, Any]]:
+    """The records of ``runs.jsonl``, of runs repeated the last; broken lines are left out."""
+    found = {}
+    path = folder / "runs.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            run = json.loads(line)
+            found[run["label"], run["dataset"], run["schedule"], run["seed"]] = run
+        except (ValueError, KeyError):
+            continue  # the last line of a sweep that was killed
+    return list(found.values())
+
+
+def plan(args: argparse.Namespace, overrides: Sequence[str]) -> list[Job]:
+    """The jobs that are not done yet, schedule by schedule."""
+    rows = args.rows or [row for row in load_rows(args.configs) if row.startswith(PREFIX)]
+    if args.label and len(rows) != 1:
+        raise UserError(f"--label: names one row, got {len(rows)}: give --rows ROW")
+    done = {
+        (run["label"], run["schedule"], run["seed"], run["fingerprint"])
+        for run in read_runs(args.out)
+    }
+    jobs = []
+    for schedule in args.schedules:
+        for row in rows:
+            argv = [row, *overrides, "--schedule.name", schedule, "--workdir", str(args.out)]
+            _, config = parse(argv, configs_dir=args.configs, known=known_names())
+            label, mark = args.label or row.removeprefix(PREFIX), fingerprint(config)
+            seeds = [s for s in args.seeds if (label, schedule, s, mark) not in done]
+            if seeds:
+                jobs.append(Job(label, config, tuple(seeds), mark))
+    return jobs
+
+
+def work(job: Job, results: "queue.Queue[dict[str, Any]]", cache: str) -> None:
+    """Runs a job in a process of its own; every record goes into the queue."""
+    import jax
+
+    from adaptive_ts.experiment.contest import contest
+
+    jax.config.update("jax_compilation_cache_dir", cache)
+    for record in contest(job.config, job.seeds):
+        config = dataclasses.replace(job.config, seed=record["seed"])
+        results.put(
+            {
+                "label": job.label,
+                "dataset": config.data.name,
+                "schedule": config.schedule.name,
+                "fingerprint": job.fingerprint,
+                "cores": 1 if _ONE_CORE in os.environ.get("XLA_FLAGS", "") else os.cpu_count(),
+                "jax": jax.__version__,
+                **record,
+            }
+        )
+
+
+def run_jobs(jobs: Sequence[Job], folder: Path, workers: int) -> None:
+    """Runs the jobs, so many at once, and appends each finished run to ``runs.jsonl``."""
+    from tqdm import tqdm
+
+    from adaptive_ts.experiment.frechet import classifier_features
+
+    for data in {job.config.data for job in jobs}:
+        accuracy = classifier_features(data).accuracy
+        print(f"{data.name}: Frechet distances by a classifier of accuracy {accuracy:.3f}")
+    folder.mkdir(parents=True, exist_ok=True)
+    if workers > 1:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_ONE_CORE}".strip()
+    context = multiprocessing.get_context("spawn")
+    cache = str(Path("~/.cache/adaptive_ts/xla").expanduser())
+    with (
+        context.Manager() as manager,
+        concurrent.futures.ProcessPoolExecutor(workers, context, max_tasks_per_child=1) as pool,
+        (folder / "runs.jsonl").open("a", encoding="utf-8") as log,
+        tqdm(total=sum(len(job.seeds) for job in jobs), unit=" run") as bar,
+    ):
+        results = manager.Queue()
+        futures = [pool.submit(work, job, results, cache) for job in jobs]
+        try:
+            while bar.n < bar.total:
+                try:
+                    record = results.get(timeout=1)
+                except queue.Empty:
+                    for future in futures:
+                        if future.done():
+                            future.result()  # raises what went wrong
+                    continue
+                log.write(json.dumps(record) + "\n")
+                log.flush()
+                bar.set_postfix_str(f"{record['label']} seed {record['seed']}", refresh=False)
+                bar.update()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def main(argv: list[str]) -> int:
+    """The command."""
+    args, overrides = _parser().parse_known_args(argv)
+    if args.jobs < 1:
+        raise UserError(f"--jobs: {args.jobs} is out of range: must be at least 1")
+    if not args.report:
+        jobs = plan(args, overrides)
+        if jobs:
+            run_jobs(jobs, args.out, args.jobs)
+    runs = read_runs(args.out)
+    if not runs:
+        raise UserError(f"no runs in {args.out / 'runs.jsonl'}: leave out --report to make some")
+    print(write_report(runs, args.out))
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.argv[0] = "bench"
+    run_cli(main)

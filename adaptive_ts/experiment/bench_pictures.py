@@ -1,0 +1,93 @@
+"""The bench's picture: curves, loss by noise level, p(t), and likelihood against image quality."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from adaptive_ts.experiment.pictures import BLUE, GREY, ORANGE, count_steps, figure_of, finish
+
+_COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_STYLES = ("-", "--", ":")
+_TIMESTEP = "timestep t (noise grows to the right)"
+Runs = Mapping[int, dict[str, Any]]
+
+
+def plot_bench(
+    path: str | os.PathLike[str],
+    rows: Mapping[str, Runs],
+    points: Mapping[str, Mapping[str, Any]],
+    *,
+    title: str,
+) -> None:
+    """Draws one dataset and schedule.
+
+    Args:
+      path: the PNG.
+      rows: label -> seed -> record, uniform first.
+      points: label -> differences from uniform (``vlb``, ``frechet``), for rows that have them.
+      title: what is shown.
+    """
+    figure = figure_of(12, 9)
+    axes = figure.subplots(2, 2)
+    base = _mean(next(iter(rows.values())), "mse_by_timestep")
+    for i, (label, runs) in enumerate(rows.items()):
+        look = _look(i, label)
+        curve = _mean(runs, "curve")
+        axes[0, 0].plot(curve[:, 0], curve[:, 2], label=label, **look)
+        first = next(iter(runs.values()))
+        ratio = _mean(runs, "mse_by_timestep") / base
+        axes[0, 1].plot(np.asarray(first["timesteps"]) + 1, ratio, **look)
+        axes[1, 0].plot(first["density_timesteps"], _mean(runs, "density"), **look)
+    axes[0, 0].set(ylabel="held-out VLB, bits/dim", yscale="log")
+    _plain(axes[0, 0].yaxis)
+    count_steps(axes[0, 0])
+    axes[0, 0].set_title("likelihood over training, mean over seeds", fontsize=10)
+    axes[0, 1].set(xscale="log", xlabel="timestep t + 1", ylabel="eps-MSE / uniform's")
+    axes[0, 1].set_title("loss by noise level, at the end", fontsize=10)
+    axes[1, 0].set(xlabel=_TIMESTEP, ylabel="p(t) / uniform", ylim=(0, 5))
+    axes[1, 0].set_title("timesteps drawn, at the end", fontsize=10)
+    _tradeoff(axes[1, 1], list(rows), points)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right", frameon=False)
+    finish(figure, path, title)
+
+
+def _tradeoff(axes: Any, labels: list[str], points: Mapping[str, Mapping[str, Any]]) -> None:
+    axes.axhline(0, color=GREY, lw=0.8)
+    axes.axvline(0, color=GREY, lw=0.8)
+    for label, found in points.items():
+        if not found:
+            continue
+        colour = _look(labels.index(label), label)["color"]
+        x, y = found["vlb"], found["frechet"]
+        errors = {
+            f"{side}err": None if d.low is None else [[d.mean - d.low], [d.high - d.mean]]
+            for side, d in (("x", x), ("y", y))
+        }
+        axes.errorbar(x.mean, y.mean, **errors, fmt="o", ms=5, lw=0.8, color=colour)
+        axes.annotate(
+            label, (x.mean, y.mean), (4, 4), textcoords="offset points", fontsize=8, color=colour
+        )
+    axes.set(xlabel="VLB minus uniform's, bits/dim", ylabel="Frechet distance minus uniform's")
+    axes.set_title("better: left and down (95% intervals, paired by seed)", fontsize=10)
+
+
+def _look(index: int, label: str) -> dict[str, Any]:
+    if index == 0:
+        return {"color": GREY, "ls": "--", "lw": 2.0}
+    index -= 1
+    style = _STYLES[index // len(_COLOURS) % len(_STYLES)]
+    return {"color": _COLOURS[index % len(_COLOURS)], "ls": style, "lw": 1.6}
+
+
+def _mean(runs: Runs, name: str) -> np.ndarray:
+    return np.mean([run[name] for run in runs.values()], axis=0)
+
+
+def _plain(axis: Any) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())

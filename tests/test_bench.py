@@ -1,0 +1,198 @@
+"""The comparison bench: what it measures, what it reports, and that it goes on where it was."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+from small_run import ROOT, SMALL, compiler_environment
+
+import adaptive_ts as ats
+from adaptive_ts.experiment import bench, bench_report, contest, sharding
+from adaptive_ts.experiment.cli import parse
+from adaptive_ts.experiment.errors import UserError
+from adaptive_ts.experiment.factory import build, known_names
+
+OPTIONS = [*SMALL.split(), "--train.steps", "4", "--generate.steps", "2"]
+
+
+def config_of(row="bench_uniform", *overrides):
+    argv = [row, *OPTIONS, *overrides]
+    return parse(argv, configs_dir=ROOT / "configs", known=known_names())[1]
+
+
+@pytest.mark.parametrize("schedule", [ats.linear(1000), ats.quad(1000), ats.cosine(1000)])
+def test_geometric_strata_integrate_the_vlb(schedule):
+    """Of an eps-MSE that falls like 1 / (1 + t / 20), as trained models' do: within 1%."""
+    strata = contest.geometric_strata(1000)
+    assert strata.sizes.sum() == 1000 and len(strata.sizes) < 48
+    ends = strata.timesteps[[0, -1]], strata.sizes[[0, -1]]
+    np.testing.assert_array_equal(ends, [[0, 999], [1, 1]])
+    t = np.arange(1000)
+    mse = np.sqrt(1 / (1 + t / 20))[:, None].astype(np.float32)
+    bits = np.asarray(ats.vlb_terms(schedule, 0 * mse, 0 * mse, mse, jnp.asarray(t)), np.float64)
+    assert strata.sizes @ bits[strata.timesteps] == pytest.approx(bits.sum(), rel=0.01)
+
+
+def test_short_schedules_have_every_timestep():
+    strata = contest.geometric_strata(10)
+    np.testing.assert_array_equal(strata.timesteps, np.arange(10))
+    np.testing.assert_array_equal(strata.sizes, np.ones(10))
+
+
+def test_the_bench_s_bits_are_the_vlb_s(run_data):
+    config = config_of("bench_uniform", "--data.dir", str(run_data))
+    built = build(config, sharding.make_mesh(jax.devices()[:1]))
+    test = contest.load_split(config.data, "test", lambda line: None)
+    strata = contest.geometric_strata(50)
+    params = built.init_params(jax.random.key(0), {"image": jnp.zeros((1, 8, 8, 1))})
+    params = jax.tree.map(lambda x: x + 0.05, params)
+    mse, bits = contest._measurer(config, built, test, strata)(params, 1)
+    images = {"image": jnp.asarray(test.images[:64]).astype(jnp.float32) / 127.5 - 1}
+    key, index = jax.random.key(2**31 - 1), jnp.arange(64)
+    for at in (0, 3, len(mse) - 1):
+        t = jnp.full((64,), int(strata.timesteps[at]))
+        direct = built.vlb.at(params, images, t, key, index).mean()
+        assert bits[at] == pytest.approx(float(direct), rel=1e-4)
+        direct = built.eps_loss.at(params, images, t, key, index).mean()
+        assert mse[at] == pytest.approx(float(direct), rel=1e-4)
+
+
+def record(seed, label="uniform", vlb=3.0, frechet=2.0, curve=None, **changes):
+    curve = curve or [[10, 1.0, 5.0, 0.2], [20, 2.0, 4.0, 0.1], [30, 3.0, vlb, 0.1]]
+    return {
+        "label": label, "dataset": "digits", "schedule": "linear", "seed": seed,
+        "fingerprint": "f", "steps": 30, "seconds": 3.0, "vlb": vlb, "frechet": frechet,
+        "mse": 0.1, "curve": curve, "timesteps": [0, 10, 40], "mse_by_timestep": [0.9, 0.3, 0.1],
+        "density": [1.5, 1.0, 0.5], "density_timesteps": [5, 25, 45], **changes,
+    }  # fmt: skip
+
+
+def test_differences_are_paired_by_seed():
+    base = [record(s, vlb=3 + s, frechet=2.0 * s) for s in range(4)]
+    other = [record(s, "beta", vlb=2.5 + s + 0.1 * s**2, frechet=1.9 * s) for s in (1, 2, 3, 9)]
+    rows = bench_report.by_row(base + other)
+    found = bench_report.differences(rows, "beta")
+    a = [run["vlb"] for run in other[:3]]
+    b = [run["vlb"] for run in base[1:]]
+    interval = stats.ttest_rel(a, b).confidence_interval(0.95)
+    assert found["vlb"].mean == pytest.approx(np.mean(a) - np.mean(b))
+    assert (found["vlb"].low, found["vlb"].high) == pytest.approx(tuple(interval))
+    assert bench_report.differences(rows, "uniform") == {}
+    assert bench_report.paired([0.25]) == (0.25, None, None)
+
+
+def test_steps_and_seconds_to_uniform_s_final_value():
+    base = [record(0), record(1)]
+    fast = [[10, 2.0, 4.0, 0.2], [20, 4.0, 2.0, 0.1], [30, 6.0, 1.0, 0.1]]  # 3.0 at step 15
+    rows = bench_report.by_row(
+        [*base, record(0, "fast", curve=fast), record(1, "fast"),
+         record(0, "slow", vlb=3.5), record(1, "slow", vlb=3.5)]
+    )  # fmt: skip
+    reached = bench_report.reach(rows, "fast")
+    assert reached.seeds == (2, 2)
+    assert reached.steps == pytest.approx(np.mean([15 / 30, 1.0]))
+    assert reached.seconds == pytest.approx(np.mean([3 / 3, 1.0]))
+    assert bench_report.reach(rows, "slow").seeds == (0, 2)
+    lines = bench_report.table(rows).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[2].startswith("| uniform | 2 | 3.000 ± 0.000 |  |")
+    assert "| 0.75 | 1.00 |" in lines[3] and "not reached" in lines[4]
+
+
+def test_a_report_has_a_table_and_a_picture_per_schedule(tmp_path):
+    runs = [
+        record(s, label, schedule=schedule, vlb=3 + 0.1 * s + 0.01 * s * (label == "beta"))
+        for s in range(3)
+        for label in ("beta", "uniform")
+        for schedule in ("linear", "quad")
+    ]
+    text = bench_report.write_report(runs, tmp_path)
+    assert text.count("| uniform | 3 |") == 2
+    for name in ("digits-linear", "digits-quad"):
+        assert (tmp_path / f"{name}.md").read_text() in text
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def arguments(folder, *extra):
+    return bench._parser().parse_known_args(
+        ["--configs", str(ROOT / "configs"), "--out", str(folder), *extra]
+    )
+
+
+def test_what_is_done_is_not_planned_again(tmp_path):
+    rows = ("--rows", "bench_uniform", "bench_stratified", "--seeds", "0", "1", "2")
+    first = bench.plan(*arguments(tmp_path, *rows))
+    assert [(job.label, job.seeds) for job in first] == [
+        ("uniform", (0, 1, 2)),
+        ("stratified", (0, 1, 2)),
+    ]
+    done = [record(s, fingerprint=first[0].fingerprint) for s in (0, 2)]
+    text = "".join(json.dumps(run) + "\n" for run in done)
+    (tmp_path / "runs.jsonl").write_text(text + '{"label": "uniform", "se')  # killed while writing
+    second = bench.plan(*arguments(tmp_path, *rows))
+    assert [job.seeds for job in second] == [(1,), (0, 1, 2)]
+    changed = bench.plan(*arguments(tmp_path, *rows, "--optimizer.learning_rate", "1e-4"))
+    assert [job.seeds for job in changed] == [(0, 1, 2), (0, 1, 2)]
+    other = bench.plan(*arguments(tmp_path, *rows, "--schedules", "quad", "cosine"))
+    assert [job.config.schedule.name for job in other] == ["quad", "quad", "cosine", "cosine"]
+
+
+def test_the_rows_to_be_compared_are_all_planned(tmp_path):
+    jobs = bench.plan(*arguments(tmp_path, "--seeds", "0"))
+    labels = [job.label for job in jobs]
+    assert labels[0] == "uniform" and len(labels) == len(set(labels)) >= 10
+    assert len({job.fingerprint for job in jobs}) == len(jobs)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--jobs", "0"], "--jobs: 0 is out of range"),
+        (["--seeds", "one"], "argument --seeds: invalid int value: 'one'"),
+        (["--rows", "bench_unifrom"], "'bench_unifrom' is not a row: did you mean 'bench_uniform'"),
+        (["--label", "x"], "--label: names one row"),
+        (["--report"], "no runs in"),
+        (["--schedules", "linaer"], "'linaer' is unknown: did you mean 'linear'"),
+        (["--sampler.nmae", "beta"], "--sampler.nmae: unknown field"),
+    ],
+)
+def test_mistakes_cost_one_line(tmp_path, argv, message):
+    with pytest.raises(UserError, match=r"^[^\n]*$") as caught:
+        bench.main(["--configs", str(ROOT / "configs"), "--out", str(tmp_path / "out"), *argv])
+    assert message in str(caught.value)
+
+
+def test_a_sweep_runs_reports_and_goes_on(tmp_path, run_data):
+    """Two seeds, then a third: the first two are not run again, and equal seeds equal runs."""
+
+    def sweep(out, *seeds):
+        argv = ["-m", "adaptive_ts.experiment.bench", "--rows", "bench_impact", "--out", str(out)]
+        argv += ["--configs", str(ROOT / "configs"), "--data.dir", str(run_data)]
+        argv += [*OPTIONS, "--sampler.impact.num_buckets", "4", "--seeds", *map(str, seeds)]
+        env = compiler_environment()
+        done = subprocess.run(
+            [sys.executable, *argv], capture_output=True, text=True, cwd=ROOT,
+            env={**os.environ, **env},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout, bench.read_runs(out)
+
+    said, _ = sweep(tmp_path / "a", 0, 1)
+    assert "| impact | 2 |" in said and "classifier of accuracy 0.9" in said
+    assert (tmp_path / "a" / "digits-linear.png").exists()
+    before = (tmp_path / "a" / "runs.jsonl").read_text()
+    said, more = sweep(tmp_path / "a", 0, 1, 2)
+    assert (tmp_path / "a" / "runs.jsonl").read_text().startswith(before)
+    assert [run["seed"] for run in more] == [0, 1, 2]
+    assert all(np.isfinite(run["vlb"]) and len(run["density"]) == 25 for run in more)
+    assert len({run["vlb"] for run in more}) == 3
+    _, alone = sweep(tmp_path / "b", 2)
+    times = ("seconds", "curve")
+    same = [{k: v for k, v in run.items() if k not in times} for run in (more[2], alone[0])]
+    assert same[0] == same[1]

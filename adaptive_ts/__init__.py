@@ -97,7 +97,7 @@ from adaptive_ts.types import (
     TimestepSampler,
     Weighting,
 )
-from adaptive_ts.uncertainty import Uncertainty, edm2_uncertainty
+from adaptive_ts.uncertainty import Uncertainty, UncertaintyParams, edm2_uncertainty
 from adaptive_ts.weightings import min_snr, p2
 
 __version__ = "0.1.0"
@@ -118,6 +118,7 @@ __all__ = [
     "TimestepSample",
     "TimestepSampler",
     "Uncertainty",
+    "UncertaintyParams",
     "Weighting",
     "adaptive",
     "beta",

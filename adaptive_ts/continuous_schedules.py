@@ -173,8 +173,10 @@ def vp_cosine() -> NoiseSchedule:
         return 2 * jnp.log(signal / noise)
 
     def from_log_snr(value: PerExample) -> PerExample:
-        near = 2 / math.pi * jnp.arctan(jnp.exp(-jnp.abs(value) / 2))  # distance to the nearer end
-        return jnp.where(value > 0, near, 1 - near)
+        below = value > 0
+        away = jnp.where(below, value, -value)  # not abs, whose derivative at 0 is not that of t
+        near = 2 / math.pi * jnp.arctan(jnp.exp(-away / 2))  # distance to the nearer end
+        return jnp.where(below, near, 1 - near)
 
     return _continuous(
         "vp_cosine",

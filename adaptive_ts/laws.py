@@ -17,6 +17,7 @@ from adaptive_ts.tabulated import bucket_log_density, cell_edges, draw_from_buck
 from adaptive_ts.types import (
     AxisName,
     Batch,
+    InitFn,
     Key,
     Metrics,
     PerBucket,
@@ -24,6 +25,7 @@ from adaptive_ts.types import (
     State,
     TimestepSample,
     TimestepSampler,
+    UpdateFn,
 )
 
 
@@ -91,6 +93,44 @@ def static_sampler(
         return state, {}
 
     return TimestepSampler(init, GridSample(grid, draw), log_density, update)
+
+
+def table_sampler(
+    grid: TimeGrid,
+    init: InitFn,
+    probabilities: Callable[[State], PerBucket],
+    update: UpdateFn,
+    *,
+    importance_weighted: bool = False,
+    coupling: Coupling = "independent",
+    axis_name: AxisName = None,
+) -> TimestepSampler:
+    """The sampler that draws from a table which its state determines.
+
+    Args:
+      grid: the time grid.
+      init, update: of the sampler.
+      probabilities: state -> (n,), for `draw_from_buckets`; they sum to 1.
+      importance_weighted: weight the draws by 1 / (T p_t).
+      coupling: of the draws of a batch.
+      axis_name: the mapped axis inside ``shard_map`` or ``pmap``.
+
+    Raises:
+      ValueError: an unknown coupling.
+    """
+    check_coupling(coupling)
+
+    def draw(key: Key, state: State, batch: Batch) -> TimestepSample:
+        size = collectives.batch_size(batch)
+        v = unit_draws(key, size, coupling=coupling, axis_name=axis_name)
+        t, u = draw_from_buckets(grid, probabilities(state), v)
+        return TimestepSample(t, u, jnp.ones((size,), jnp.float32))
+
+    def log_density(state: State, sample: TimestepSample, batch: Batch) -> PerExample:
+        return bucket_log_density(grid, probabilities(state), sample.t)
+
+    sample = GridSample(grid, draw, proposal=log_density if importance_weighted else None)
+    return TimestepSampler(init, sample, log_density, update)
 
 
 def uniform_law(grid: TimeGrid) -> Law:

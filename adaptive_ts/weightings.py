@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from adaptive_ts.error_ratios import check_number, convert, weighting_of
 from adaptive_ts.schedules import MAX_LOG_SNR
 from adaptive_ts.types import PerExample, Weighting
+from adaptive_ts.uncertainty import edm2_uncertainty
 from adaptive_ts.weightings_scheduled import change_aware, sigmoid, vlb
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "convert",
     "debiased",
     "edm",
+    "edm2_uncertainty",
     "max_snr",
     "min_snr",
     "p2",

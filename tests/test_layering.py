@@ -13,9 +13,9 @@ LAYERS = [
     ["types"],
     ["collectives", "schedules"],
     ["discrete_schedules", "continuous_schedules", "corruption"],
-    ["grid", "statistics", "selection", "diffusion", "policy"],
-    ["tabulated", "weightings", "draws"],
-    ["probe", "reinforce", "laws"],
+    ["grid", "statistics", "selection", "diffusion", "policy", "error_ratios"],
+    ["tabulated", "weightings_scheduled", "uncertainty", "draws"],
+    ["probe", "reinforce", "laws", "weightings"],
     [
         "samplers.static",
         "samplers.logit",

@@ -454,3 +454,10 @@ def test_messages():
             getattr(CONTINUOUS["vdm_linear"], name)(jnp.arange(3, dtype=jnp.int32))
     with pytest.raises(ValueError, match="vp_linear is continuous; VLB terms need a discrete"):
         diffusion.vlb_loss(lambda p, x, t, b, k: x, CONTINUOUS["vp_linear"])
+
+
+@pytest.mark.parametrize("value", [-3.0, 0.0, 2.0])
+def test_the_inverse_of_the_cosine_has_the_right_slope(value):
+    """t = (2 / pi) arctan(exp(-lambda / 2)): dt / dlambda = -1 / (2 pi cosh(lambda / 2))."""
+    slope = jax.grad(continuous.vp_cosine().from_log_snr)(value)
+    assert float(slope) == pytest.approx(-1 / (2 * np.pi * np.cosh(value / 2)), rel=1e-5)

@@ -245,7 +245,7 @@ def test_second_moment_equals_the_published_sampler(golden):
         for i in range(start, stop, 8):
             part = slice(i, min(i + 8, stop))
             state, metrics = update(state, samples_at(t[part]), losses[part])
-        weight = sampler.sample.weigh(state, all_t, None)
+        weight = sampler.sample.factor(state, all_t, None)
         return state, metrics, np.asarray(weight), probabilities(sampler, state)
 
     state, metrics, weight, p = after(sampler.init(jax.random.key(0), BATCH), 0, 23)

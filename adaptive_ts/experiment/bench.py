@@ -67,8 +67,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def fingerprint(config: Config) -> str:
-    """Of all that a run computes but its seed, and how long it goes on."""
-    fields = {k: v for k, v in fingerprint_fields(config).items() if k != "seed"}
+    """Of what a run computes, but for its seed, and how long it goes on.
+
+    Fields at their defaults are left out, so that a field added later, whose default keeps runs
+    what they were, keeps their results too.
+    """
+    usual = fingerprint_fields(Config())
+    fields = {k: v for k, v in fingerprint_fields(config).items() if v != usual[k] and k != "seed"}
     text = json.dumps({**fields, "train.steps": config.train.steps}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -55,7 +55,7 @@ class LogSnrConfig:
     loc: float | None = None
     """Centre: of ln sigma (log_normal_sigma, -1.2) or of log-SNR (0)."""
     scale: float | None = None
-    """Width; None: 1.2 (log_normal_sigma), 0.5 (laplace), 1 (cauchy, cosine)."""
+    """Width (of cosine: its inverse); None: 1.2 (log_normal_sigma), 0.5 (laplace), 1."""
     placement: Literal["cdf", "nearest"] = "cdf"
     """log_normal_sigma on timesteps: exact mass per timestep, or the nearest sigma."""
 

@@ -8,10 +8,11 @@ import optax
 
 from adaptive_ts import collectives
 from adaptive_ts.draws import Coupling, check_coupling, unit_draws
-from adaptive_ts.grid import GridSample, TimeGrid, strata
+from adaptive_ts.grid import TimeGrid, strata
+from adaptive_ts.laws import table_sampler
 from adaptive_ts.policy import beta_log_mass
 from adaptive_ts.probe import forward_impact
-from adaptive_ts.tabulated import Strata, bucket_log_density, draw_from_buckets, strata_of
+from adaptive_ts.tabulated import Strata, strata_of
 from adaptive_ts.types import (
     AxisName,
     Batch,
@@ -179,18 +180,6 @@ def impact(
         report = {name: zero for name in _METRICS}
         return ImpactState(jnp.int32(0), zeros, zero, zeros, zeros, report)
 
-    def probabilities(state: ImpactState) -> PerBucket:
-        return cells.spread(_law(state, cells.share, options))
-
-    def draw(key: Key, state: ImpactState, batch: Batch) -> TimestepSample:
-        size = collectives.batch_size(batch)
-        v = unit_draws(key, size, coupling=coupling, axis_name=axis_name)
-        t, u = draw_from_buckets(grid, probabilities(state), v)
-        return TimestepSample(t, u, jnp.ones((size,), jnp.float32))
-
-    def log_density(state: ImpactState, sample: TimestepSample, batch: Batch) -> PerExample:
-        return bucket_log_density(grid, probabilities(state), sample.t)
-
     def update(
         state: ImpactState,
         sample: TimestepSample,
@@ -219,7 +208,14 @@ def impact(
             {"probed": due.astype(jnp.float32), **new.report},
         )
 
-    return TimestepSampler(init, GridSample(grid, draw), log_density, update)
+    return table_sampler(
+        grid,
+        init,
+        lambda state: cells.spread(_law(state, cells.share, options)),
+        update,
+        coupling=coupling,
+        axis_name=axis_name,
+    )
 
 
 class _Model(NamedTuple):

@@ -227,7 +227,7 @@ def log_snr_cosine(
     Example:
       >>> import adaptive_ts as ats
       >>> sampler = ats.log_snr_cosine(ats.discrete(1000), ats.cosine(1000))
-      >>> p = 1000 * ats.effective_density(sampler)  # on its own schedule: uniform, but for an offset
+      >>> p = 1000 * ats.effective_density(sampler)  # its own schedule: about uniform
       >>> print(f"{p[100]:.2f} {p[900]:.2f}")
       0.99 0.99
 

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adaptive_ts import collectives
 from adaptive_ts.corruption import PREDICTIONS
-from adaptive_ts.draws import Coupling, check_coupling, unit_draws
+from adaptive_ts.draws import Coupling
 from adaptive_ts.error_ratios import log_error_ratio
-from adaptive_ts.grid import GridSample, TimeGrid
+from adaptive_ts.grid import TimeGrid
+from adaptive_ts.laws import table_sampler
 from adaptive_ts.schedules import NoiseSchedule, known
 from adaptive_ts.statistics import (
     LossHistory,
@@ -25,25 +25,16 @@ from adaptive_ts.statistics import (
     push_history,
     update_statistics,
 )
-from adaptive_ts.tabulated import (
-    Strata,
-    bucket_log_density,
-    check_schedule,
-    draw_from_buckets,
-    strata_of,
-)
+from adaptive_ts.tabulated import Strata, check_schedule, strata_of
 from adaptive_ts.types import (
     AxisName,
     Batch,
-    InitFn,
     Key,
     Metrics,
     PerBucket,
     PerExample,
-    State,
     TimestepSample,
     TimestepSampler,
-    UpdateFn,
     Weighting,
 )
 
@@ -118,7 +109,15 @@ def loss_second_moment(
             "warm": jnp.mean((state.count >= history).astype(jnp.float32)),
         }
 
-    return _sampler(grid, init, probabilities, update, importance_weighted, coupling, axis_name)
+    return table_sampler(
+        grid,
+        init,
+        probabilities,
+        update,
+        importance_weighted=importance_weighted,
+        coupling=coupling,
+        axis_name=axis_name,
+    )
 
 
 def loss_proportional(
@@ -332,31 +331,15 @@ def _proportional(
             "warm": jnp.mean((state.count > 0).astype(jnp.float32)),
         }
 
-    return _sampler(grid, init, probabilities, update, importance_weighted, coupling, axis_name)
-
-
-def _sampler(
-    grid: TimeGrid,
-    init: InitFn,
-    probabilities: Callable[[State], PerBucket],
-    update: UpdateFn,
-    importance_weighted: bool,
-    coupling: Coupling,
-    axis_name: AxisName,
-) -> TimestepSampler:
-    check_coupling(coupling)
-
-    def draw(key: Key, state: State, batch: Batch) -> TimestepSample:
-        size = collectives.batch_size(batch)
-        v = unit_draws(key, size, coupling=coupling, axis_name=axis_name)
-        t, u = draw_from_buckets(grid, probabilities(state), v)
-        return TimestepSample(t, u, jnp.ones((size,), jnp.float32))
-
-    def log_density(state: State, sample: TimestepSample, batch: Batch) -> PerExample:
-        return bucket_log_density(grid, probabilities(state), sample.t)
-
-    sample = GridSample(grid, draw, proposal=log_density if importance_weighted else None)
-    return TimestepSampler(init, sample, log_density, update)
+    return table_sampler(
+        grid,
+        init,
+        probabilities,
+        update,
+        importance_weighted=importance_weighted,
+        coupling=coupling,
+        axis_name=axis_name,
+    )
 
 
 def _mixed(value: PerBucket, share: PerBucket, uniform_prob: float) -> PerBucket:

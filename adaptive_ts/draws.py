@@ -21,9 +21,9 @@ def check_coupling(coupling: str) -> None:
 def unit_draws(
     key: Key, size: int, *, coupling: Coupling = "independent", axis_name: AxisName = None
 ) -> PerExample:
-    """v (b,), each uniform on (0, 1); across the N examples of the global batch
+    """Uniform draws v on (0, 1), one per example, coupled across the N of the global batch or not.
 
-    * ``"independent"``: independent;
+    * ``"independent"``: no coupling;
     * ``"stratified"``: v_i = (pi(i) + w_i) / N, one independent w_i per stratum;
     * ``"low_discrepancy"``: v_i = (w + pi(i) / N) mod 1, one w shared by all;
     * ``"antithetic"``: pairs v, 1 - v: the second half of the batch mirrors the first.
@@ -35,6 +35,16 @@ def unit_draws(
       size: b, examples of this device.
       coupling: as above.
       axis_name: the mapped axis inside ``shard_map`` or ``pmap``.
+
+    Returns:
+      (b,) float32, each of them uniform whatever the coupling.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import adaptive_ts as ats
+      >>> v = ats.unit_draws(jax.random.key(0), 4, coupling="stratified")
+      >>> print(jnp.sort(jnp.floor(4 * v)))
+      [0. 1. 2. 3.]
 
     Source: strata: McKay et al. 1979; the shifted lattice: Kingma et al. 2021 (arXiv 2107.00630),
     App. I.1; pairs: Song et al. 2021 (arXiv 2010.02502), released code.

@@ -19,6 +19,7 @@ from adaptive_ts.experiment.errors import UserError
 from adaptive_ts.experiment.factory import build, known_names
 
 OPTIONS = [*SMALL.split(), "--train.steps", "4", "--generate.steps", "2"]
+OPTIONS += ["--optimizer.warmup_steps", "0", "--optimizer.learning_rate", "0.01"]
 
 
 def config_of(row="bench_uniform", *overrides):

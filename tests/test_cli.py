@@ -9,16 +9,22 @@ import pytest
 from adaptive_ts.experiment import cli
 from adaptive_ts.experiment.config import validate
 from adaptive_ts.experiment.errors import UserError
+from adaptive_ts.experiment.factory_samplers import SAMPLERS, WEIGHTINGS
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 KNOWN = {
     "data.name": ("digits", "cifar10", "fashion_mnist"),
-    "sampler.name": ("adaptive", "uniform"),
+    "sampler.name": tuple(SAMPLERS),
     "schedule.name": ("linear", "cosine", "quad"),
+    "weighting.name": tuple(WEIGHTINGS),
 }
 ROWS = ("cifar10", "cifar10_uniform", "digits", "digits_uniform", "fashion_mnist")
 ROWS += ("fashion_mnist_uniform", "overhead")
+COMPARED = ("uniform", "stratified", "beta_1_2", "logit_normal", "speed", "min_snr")
+COMPARED += ("loss_second_moment", "entropy_rate", "loss_proportional", "adaptive_as_published")
+COMPARED += ("adaptive", "impact")
+ROWS += tuple(f"bench_{name}" for name in COMPARED)
 
 
 def parse(line):
@@ -98,8 +104,8 @@ USAGE = "train.py [ROW] [--field.path VALUE ...]"
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("digts", f"'digts' is not a row: did you mean 'digits'? known: {', '.join(ROWS)}"),
-        ("zzz", f"'zzz' is not a row: known: {', '.join(ROWS)}"),
+        ("digts", f"'digts' is not a row: did you mean 'digits'? known: {', '.join(sorted(ROWS))}"),
+        ("zzz", f"'zzz' is not a row: known: {', '.join(sorted(ROWS))}"),
         ("--trian.steps 5", "--trian.steps: unknown field: did you mean --train.steps?"),
         ("--trian.steps=5", "--trian.steps: unknown field: did you mean --train.steps?"),
         ("--batch-size 5", "--batch_size: unknown field: did you mean --train.batch_size?"),
@@ -124,8 +130,8 @@ USAGE = "train.py [ROW] [--field.path VALUE ...]"
         ("-x", f"'-x' is not an option: {USAGE}"),
         (
             "--sampler.name adaptve --train.steps 0",
-            "--sampler.name: 'adaptve' is unknown: did you mean 'adaptive'? known: adaptive, "
-            "uniform; --train.steps: 0 is out of range: must be at least 1",
+            "--sampler.name: 'adaptve' is unknown: did you mean 'adaptive'? known: "
+            f"{', '.join(SAMPLERS)}; --train.steps: 0 is out of range: must be at least 1",
         ),
     ],
 )

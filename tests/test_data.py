@@ -170,7 +170,13 @@ def test_idx_folder_padded_to_32(tmp_path, compress):
     assert padded.images.shape == (12, 32, 32, 1)
     np.testing.assert_array_equal(padded.images[:, 2:30, 2:30], plain.images)
     assert padded.images.sum() == plain.images.sum()
+    small = load("fashion_mnist", split="test", downsample=4, image_size=8, **options)
+    means = plain.images.reshape(12, 7, 4, 7, 4, 1).mean((2, 4))
+    assert small.images.shape == (12, 8, 8, 1)
+    np.testing.assert_array_equal(small.images[:, :7, :7], np.rint(means))
     assert padded.fingerprint == plain.fingerprint
+    with pytest.raises(UserError, match=r"\(28, 28\) are not divisible by downsample 3"):
+        load("fashion_mnist", split="test", downsample=3, **options)
     with pytest.raises(UserError, match=r"image_size 16 is smaller than the images \(28, 28\)"):
         load("fashion_mnist", split="test", image_size=16, **options)
 
@@ -212,9 +218,10 @@ def test_cifar10_archive(tmp_path, monkeypatch):
 def test_set_above_the_memory_limit(tmp_path):
     arrays = idx_folder(tmp_path / "raw")
     options = {"data_dir": tmp_path / "d", "source_dir": str(tmp_path / "raw"), "log": mute}
-    inside = load("fashion_mnist", image_size=32, **options)
-    outside = load("fashion_mnist", image_size=32, ram_limit=100, **options)
-    assert outside.images.shape == inside.images.shape == (40, 32, 32, 1)
+    options |= {"downsample": 2, "image_size": 16}
+    inside = load("fashion_mnist", **options)
+    outside = load("fashion_mnist", ram_limit=100, **options)
+    assert outside.images.shape == inside.images.shape == (40, 16, 16, 1)
     assert outside.num_classes == 10 and len(arrays) == 2
     a, b = (batches(d, batch_size=16, seed=3, start_step=2) for d in (inside, outside))
     for _ in range(5):

@@ -1,7 +1,18 @@
 """The comparison of samplers and weightings on small images: one row per method.
 
 Reproduces:  nothing published; equal steps, several seeds, one setting for all sets and schedules
-Rows:        bench_*
+Rows:        bench_uniform               what every other row is compared with, seed by seed
+             bench_stratified            uniform, one draw per stratum of the batch
+             bench_beta_1_2              a static tilt to low noise
+             bench_logit_normal          Stable Diffusion 3's law
+             bench_speed                 SpeeD, as its paper intends, with its weighting
+             bench_min_snr               uniform, Min-SNR-5 weighting
+             bench_loss_second_moment    improved DDPM's resampler
+             bench_entropy_rate          InfoNoise
+             bench_loss_proportional     p ~ L, weights 1
+             bench_adaptive_as_published CVPR 2025, as the released code has it
+             bench_adaptive              the same with our defaults
+             bench_impact                forward-mode impact
 Command:     python -m adaptive_ts.experiment.bench --seeds 10 11 12 13 14 --jobs 2
 Hardware:    2 CPU cores, a run on each
 Time:        under a minute per run

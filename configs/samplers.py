@@ -27,7 +27,7 @@ _BASE = c.Config(
     model=c.ModelConfig(channels=16, multipliers=(1, 2), attention=(False, True), groups=4),
     sampler=c.SamplerConfig(name="uniform"),
     optimizer=c.OptimizerConfig(learning_rate=1e-3, warmup_steps=200, ema_decay=0.995),
-    train=c.TrainConfig(steps=1000, batch_size=64),
+    train=c.TrainConfig(steps=960, batch_size=64),
     generate=c.GenerateConfig(num_images=1000, steps=25),
 )
 

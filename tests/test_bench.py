@@ -91,19 +91,20 @@ def test_differences_are_paired_by_seed():
 def test_steps_and_seconds_to_uniform_s_final_value():
     base = [record(0), record(1)]
     fast = [[10, 2.0, 4.0, 0.2], [20, 4.0, 2.0, 0.1], [30, 6.0, 1.0, 0.1]]  # 3.0 at step 15
+    late = [[10, 2.0, 5.0, 0.2], [20, 4.0, 4.0, 0.1], [30, 9.0, 3.0, 0.1]]  # and once disturbed
     rows = bench_report.by_row(
-        [*base, record(0, "fast", curve=fast), record(1, "fast"),
+        [*base, record(0, "fast", curve=fast), record(1, "fast", curve=late),
          record(0, "slow", vlb=3.5), record(1, "slow", vlb=3.5)]
     )  # fmt: skip
     reached = bench_report.reach(rows, "fast")
     assert reached.seeds == (2, 2)
     assert reached.steps == pytest.approx(np.mean([15 / 30, 1.0]))
-    assert reached.seconds == pytest.approx(np.mean([3 / 3, 1.0]))
+    assert bench_report.step_seconds(rows["fast"]) == pytest.approx(0.2)  # uniform: 0.1
     assert bench_report.reach(rows, "slow").seeds == (0, 2)
     lines = bench_report.table(rows).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert lines[2].startswith("| uniform | 2 | 3.000 ± 0.000 |  |")
-    assert "| 0.75 | 1.00 |" in lines[3] and "not reached" in lines[4]
+    assert "| 0.75 | 1.50 | 2.00 |" in lines[3] and "not reached" in lines[4]
 
 
 def test_a_report_has_a_table_and_a_picture_per_schedule(tmp_path):

@@ -33,12 +33,10 @@ class Reached(NamedTuple):
     Attributes:
       seeds: how many got there, and of how many.
       steps: mean share of uniform's steps, over those that did; NaN if none.
-      seconds: the same of its training time.
     """
 
     seeds: tuple[int, int]
     steps: float
-    seconds: float
 
 
 def write_report(runs: Sequence[dict[str, Any]], folder: Path) -> str:
@@ -73,6 +71,7 @@ def table(rows: Mapping[str, Runs]) -> str:
     for label, runs in rows.items():
         found = differences(rows, label)
         reached = reach(rows, label)
+        cost = step_seconds(runs) / step_seconds(rows.get(BASELINE, runs))
         cells = [
             label,
             str(len(runs)),
@@ -81,8 +80,8 @@ def table(rows: Mapping[str, Runs]) -> str:
             _spread([run["frechet"] for run in runs.values()], 1),
             _interval(found.get("frechet"), 1),
             _spread([run["mse"] for run in runs.values()], 4),
-            *(_share(reached, x) for x in (reached.steps, reached.seconds)),
-            _times(_mean_ratio(rows, label)),
+            *(_share(reached, x) for x in (reached.steps, reached.steps * cost)),
+            f"{cost:.2f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -114,14 +113,11 @@ def reach(rows: Mapping[str, Runs], label: str) -> Reached:
     seeds = sorted(base.keys() & runs.keys())
     found = []
     for seed in seeds:
-        target, whole = base[seed]["curve"][-1], np.asarray(runs[seed]["curve"])
-        at = crossing(whole[:, 2], target[2])
+        target, curve = base[seed]["curve"][-1], np.asarray(runs[seed]["curve"])
+        at = crossing(curve[:, 2], target[2])
         if at is not None:
-            index = np.arange(len(whole))
-            steps, seconds = (np.interp(at, index, whole[:, column]) for column in (0, 1))
-            found.append((steps / target[0], seconds / target[1]))
-    steps, seconds = np.mean(found, axis=0) if found else (np.nan, np.nan)
-    return Reached((len(found), len(seeds)), float(steps), float(seconds))
+            found.append(np.interp(at, np.arange(len(curve)), curve[:, 0]) / target[0])
+    return Reached((len(found), len(seeds)), float(np.mean(found or np.nan)))
 
 
 def crossing(values: np.ndarray, target: float) -> float | None:
@@ -136,11 +132,15 @@ def crossing(values: np.ndarray, target: float) -> float | None:
     return last - 1 + float((before - target) / (before - after))
 
 
-def _mean_ratio(rows: Mapping[str, Runs], label: str) -> float:
-    """Training time over uniform's, the mean over common seeds."""
-    base, runs = rows.get(BASELINE, {}), rows[label]
-    common = base.keys() & runs.keys()
-    return float(np.mean([runs[s]["seconds"] / base[s]["seconds"] for s in common or ()] or np.nan))
+def step_seconds(runs: Runs) -> float:
+    """Seconds per training step: the median over all stretches between evaluations.
+
+    Robust against whatever else the machine did meanwhile; a stretch is whole cycles of f_S.
+    """
+    curves = [np.asarray(run["curve"])[:, :2] for run in runs.values()]
+    stretches = [np.diff(curve, axis=0, prepend=0.0) for curve in curves]
+    steps, seconds = np.concatenate(stretches).T
+    return float(np.median(seconds / steps))
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
@@ -161,7 +161,3 @@ def _share(reached: Reached, value: float) -> str:
     if not got:
         return "not reached" if of else ""
     return f"{value:.2f}" + (f" ({got} of {of} seeds)" if got < of else "")
-
-
-def _times(ratio: float) -> str:
-    return "" if np.isnan(ratio) else f"{ratio:.2f}"

@@ -156,7 +156,7 @@ class ImpactConfig:
     """Share of uniform in the mixture."""
     decay: float = 0.9
     """Of the averages, per probe."""
-    smooth: int = 1
+    smooth: int = 5
     """Buckets (odd) that the impact is averaged over."""
     fit: Literal["free", "beta"] = "free"
     """Each bucket on its own, or the Beta distribution nearest to them."""

@@ -21,7 +21,7 @@ from adaptive_ts.experiment.state import TrainState, make_init
 from adaptive_ts.experiment.step import density_timesteps, make_density, make_step, prepare
 from adaptive_ts.types import Key, Params
 
-EVALUATIONS = 15  # on the way, on one batch of held-out images
+EVALUATIONS = 12  # on the way, on one batch of held-out images
 STRATA = 24  # from each end of the time axis
 BATCHES = 4  # of held-out images at the end
 GENERATED = 1000

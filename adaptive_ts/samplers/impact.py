@@ -82,7 +82,7 @@ def impact(
     temperature: float = 1.0,
     uniform_prob: float = 0.1,
     decay: float = 0.9,
-    smooth: int = 1,
+    smooth: int = 5,
     fit: Literal["free", "beta"] = "free",
     jitter: bool = False,
     chunk: int | None = None,
@@ -124,7 +124,8 @@ def impact(
       temperature: of the softmax, in units of the mean absolute impact.
       uniform_prob: probability of a uniform draw.
       decay: of the averages, per probe.
-      smooth: buckets (an odd number) that the impact is averaged over; 1 for none.
+      smooth: neighbouring buckets (an odd number, at most n are used) that the impact is averaged
+        over: left to itself, one bucket at the lowest noise takes most draws. 1 for none.
       fit: ``"free"``, or ``"beta"``: the Beta distribution over u with the mean and variance of
         the softmax.
       jitter: draw each bucket's timestep instead of taking its midpoint.
@@ -172,6 +173,8 @@ def impact(
         bucket_sharding=bucket_sharding,
     )
     _check(options)
+    most = options.num_buckets - 1 + options.num_buckets % 2
+    options = options._replace(smooth=min(smooth, most))
     cells = strata_of(grid, options.num_buckets)
 
     def init(key: Key, batch: Batch) -> ImpactState:
@@ -358,10 +361,9 @@ def _check(options: _Options) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-    if options.smooth % 2 == 0 or options.smooth > options.num_buckets:
+    if options.smooth % 2 == 0:
         raise ValueError(
-            f"smooth must be odd and at most the number of buckets, {options.num_buckets}, "
-            f"got {options.smooth}"
+            f"smooth must be odd, for a window about each bucket; got {options.smooth}"
         )
     if not 0 < options.temperature < float("inf"):
         raise ValueError(f"temperature must be finite and above 0, got {options.temperature}")

@@ -136,7 +136,9 @@ def test_what_is_done_is_not_planned_again(tmp_path):
     ]
     done = [record(s, fingerprint=first[0].fingerprint) for s in (0, 2)]
     text = "".join(json.dumps(run) + "\n" for run in done)
-    (tmp_path / "runs.jsonl").write_text(text + '{"label": "uniform", "se')  # killed while writing
+    (tmp_path / "digits-linear.jsonl").write_text(
+        text + '{"label": "uniform", "se'
+    )  # killed while writing
     second = bench.plan(*arguments(tmp_path, *rows))
     assert [job.seeds for job in second] == [(1,), (0, 1, 2)]
     changed = bench.plan(*arguments(tmp_path, *rows, "--optimizer.learning_rate", "1e-4"))
@@ -161,6 +163,9 @@ def test_the_rows_to_be_compared_are_all_planned(tmp_path):
         (["--label", "x"], "--label: names one row"),
         (["--report"], "no runs in"),
         (["--schedules", "linaer"], "'linaer' is unknown: did you mean 'linear'"),
+        (["--rows", "bench_impact", "--sampler.impact.temperature", "0"], "temperature must be"),
+        (["--rows", "bench_uniform", "--train.batch_size", "20"], "not divisible by the 8 devices"),
+        (["--out", __file__], "--out: cannot use"),
         (["--sampler.nmae", "beta"], "--sampler.nmae: unknown field"),
     ],
 )
@@ -188,9 +193,9 @@ def test_a_sweep_runs_reports_and_goes_on(tmp_path, run_data):
     said, _ = sweep(tmp_path / "a", 0, 1)
     assert "| impact | 2 |" in said and "classifier of accuracy 0.9" in said
     assert (tmp_path / "a" / "digits-linear.png").exists()
-    before = (tmp_path / "a" / "runs.jsonl").read_text()
+    before = (tmp_path / "a" / "digits-linear.jsonl").read_text()
     said, more = sweep(tmp_path / "a", 0, 1, 2)
-    assert (tmp_path / "a" / "runs.jsonl").read_text().startswith(before)
+    assert (tmp_path / "a" / "digits-linear.jsonl").read_text().startswith(before)
     assert [run["seed"] for run in more] == [0, 1, 2]
     assert all(np.isfinite(run["vlb"]) and len(run["density"]) == 25 for run in more)
     assert len({run["vlb"] for run in more}) == 3

@@ -3,13 +3,13 @@
 ``python -m adaptive_ts.experiment.bench [--rows ROW ...] [--schedules NAME ...] [--seeds N ...]
 [--out DIR] [--jobs N] [--label NAME] [--report] [--field.path VALUE ...]``
 
-Each finished run is one line of ``OUT/runs.jsonl``; what is there already is not run again, so a
-sweep can be stopped at any time and goes on with the same command. At the end, and with
-``--report`` alone: ``OUT/*.md`` and ``OUT/*.png``.
+Each finished run is one line of ``OUT/DATASET-SCHEDULE.jsonl``; what is there already is not run
+again, so a sweep can be stopped at any time and goes on with the same command. At the end, and
+with ``--report`` alone: ``OUT/*.md`` and ``OUT/*.png``.
 """
 
 import argparse
-import concurrent.futures
+import concurrent.futures.process
 import dataclasses
 import hashlib
 import json
@@ -21,11 +21,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from adaptive_ts.experiment import sharding
 from adaptive_ts.experiment.bench_report import write_report
 from adaptive_ts.experiment.cli import load_rows, parse, run_cli
 from adaptive_ts.experiment.config import Config, fingerprint_fields
-from adaptive_ts.experiment.errors import UserError
-from adaptive_ts.experiment.factory import known_names
+from adaptive_ts.experiment.errors import UserError, one_line
+from adaptive_ts.experiment.factory import build, known_names
 
 PREFIX = "bench_"  # of the rows that are run by default
 _ONE_CORE = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
@@ -79,10 +80,10 @@ def fingerprint(config: Config) -> str:
 
 
 def read_runs(folder: Path) -> list[dict[str, Any]]:
-    """The records of ``runs.jsonl``, of runs repeated the last; broken lines are left out."""
+    """The records of a folder, of runs repeated the last; broken lines are left out."""
     found = {}
-    path = folder / "runs.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else []:
+    lines = (line for path in sorted(folder.glob("*.jsonl")) for line in path.open())
+    for line in lines:
         try:
             run = json.loads(line)
             found[run["label"], run["dataset"], run["schedule"], run["seed"]] = run
@@ -100,11 +101,13 @@ def plan(args: argparse.Namespace, overrides: Sequence[str]) -> list[Job]:
         (run["label"], run["schedule"], run["seed"], run["fingerprint"])
         for run in read_runs(args.out)
     }
-    jobs = []
+    jobs, mesh = [], sharding.make_mesh()
     for schedule in args.schedules:
         for row in rows:
             argv = [row, *overrides, "--schedule.name", schedule, "--workdir", str(args.out)]
             _, config = parse(argv, configs_dir=args.configs, known=known_names())
+            sharding.check_batch_size(config.train.batch_size, mesh)
+            build(config, mesh)  # what is wrong with the options is known before anything runs
             label, mark = args.label or row.removeprefix(PREFIX), fingerprint(config)
             seeds = [s for s in args.seeds if (label, schedule, s, mark) not in done]
             if seeds:
@@ -135,7 +138,7 @@ def work(job: Job, results: "queue.Queue[dict[str, Any]]", cache: str) -> None:
 
 
 def run_jobs(jobs: Sequence[Job], folder: Path, workers: int) -> None:
-    """Runs the jobs, so many at once, and appends each finished run to ``runs.jsonl``."""
+    """Runs the jobs, so many at once, and appends each finished run to its file."""
     from tqdm import tqdm
 
     from adaptive_ts.experiment.frechet import classifier_features
@@ -143,7 +146,6 @@ def run_jobs(jobs: Sequence[Job], folder: Path, workers: int) -> None:
     for data in {job.config.data for job in jobs}:
         accuracy = classifier_features(data).accuracy
         print(f"{data.name}: Frechet distances by a classifier of accuracy {accuracy:.3f}")
-    folder.mkdir(parents=True, exist_ok=True)
     if workers > 1:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_ONE_CORE}".strip()
     context = multiprocessing.get_context("spawn")
@@ -151,7 +153,6 @@ def run_jobs(jobs: Sequence[Job], folder: Path, workers: int) -> None:
     with (
         context.Manager() as manager,
         concurrent.futures.ProcessPoolExecutor(workers, context, max_tasks_per_child=1) as pool,
-        (folder / "runs.jsonl").open("a", encoding="utf-8") as log,
         tqdm(total=sum(len(job.seeds) for job in jobs), unit=" run") as bar,
     ):
         results = manager.Queue()
@@ -165,13 +166,19 @@ def run_jobs(jobs: Sequence[Job], folder: Path, workers: int) -> None:
                         if future.done():
                             future.result()  # raises what went wrong
                     continue
-                log.write(json.dumps(record) + "\n")
-                log.flush()
+                name = f"{record['dataset']}-{record['schedule']}.jsonl"
+                with (folder / name).open("a", encoding="utf-8") as log:
+                    log.write(json.dumps(record) + "\n")
                 bar.set_postfix_str(f"{record['label']} seed {record['seed']}", refresh=False)
                 bar.update()
-        except BaseException:
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise UserError(
+                f"a run was killed, perhaps for want of memory; {folder} has those that are done, "
+                "and the same command goes on: try fewer --jobs",
+                exit_code=1,
+            ) from error
+        finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def main(argv: list[str]) -> int:
@@ -179,18 +186,26 @@ def main(argv: list[str]) -> int:
     args, overrides = _parser().parse_known_args(argv)
     if args.jobs < 1:
         raise UserError(f"--jobs: {args.jobs} is out of range: must be at least 1")
-    if not args.report:
-        jobs = plan(args, overrides)
-        if jobs:
-            run_jobs(jobs, args.out, args.jobs)
-    runs = read_runs(args.out)
-    if not runs:
-        raise UserError(f"no runs in {args.out / 'runs.jsonl'}: leave out --report to make some")
-    print(write_report(runs, args.out))
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        if not args.report:
+            jobs = plan(args, overrides)
+            if jobs:
+                run_jobs(jobs, args.out, args.jobs)
+        runs = read_runs(args.out)
+        if not runs:
+            raise UserError(
+                f"no runs in {args.out / 'runs.jsonl'}: leave out --report to make some"
+            )
+        print(write_report(runs, args.out))
+    except OSError as error:
+        raise UserError(f"--out: cannot use {args.out}: {one_line(error)}") from error
     return 0
 
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # This process builds, the others train: it must not take all of a GPU's memory.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     sys.argv[0] = "bench"
     run_cli(main)

@@ -56,9 +56,8 @@ def plot_bench(
 def _tradeoff(axes: Any, labels: list[str], points: Mapping[str, Mapping[str, Any]]) -> None:
     axes.axhline(0, color=GREY, lw=0.8)
     axes.axvline(0, color=GREY, lw=0.8)
-    for label, found in points.items():
-        if not found:
-            continue
+    shown = {label: found for label, found in points.items() if found}
+    for place, (label, found) in enumerate(shown.items()):
         colour = _look(labels.index(label), label)["color"]
         x, y = found["vlb"], found["frechet"]
         errors = {
@@ -67,10 +66,25 @@ def _tradeoff(axes: Any, labels: list[str], points: Mapping[str, Mapping[str, An
         }
         axes.errorbar(x.mean, y.mean, **errors, fmt="o", ms=5, lw=0.8, color=colour)
         axes.annotate(
-            label, (x.mean, y.mean), (4, 4), textcoords="offset points", fontsize=8, color=colour
+            label,
+            (x.mean, y.mean),
+            (4, 4 if place % 2 else -10),
+            textcoords="offset points",
+            fontsize=8,
+            color=colour,
         )
+    if shown:  # one row with few seeds must not set the scale for all
+        axes.set_xlim(*_limits([found["vlb"].mean for found in shown.values()]))
+        axes.set_ylim(*_limits([found["frechet"].mean for found in shown.values()]))
     axes.set(xlabel="VLB minus uniform's, bits/dim", ylabel="Frechet distance minus uniform's")
     axes.set_title("better: left and down (95% intervals, paired by seed)", fontsize=10)
+
+
+def _limits(values: list[float]) -> tuple[float, float]:
+    """0 and all the values, with a margin of a third."""
+    low, high = min([0.0, *values]), max([0.0, *values])
+    margin = (high - low) / 3 or 1.0
+    return low - margin, high + margin
 
 
 def _look(index: int, label: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from adaptive_ts import diffusion
 from adaptive_ts import discrete_schedules as schedules
 from adaptive_ts.experiment.config import Config
+from adaptive_ts.experiment.errors import UserError
 from adaptive_ts.experiment.factory_samplers import (
     PROBING,
     SAMPLERS,
@@ -71,8 +72,15 @@ def build(config: Config, mesh: Mesh) -> Built:
     """Everything of a run but its data and its state.
 
     Raises:
-      ValueError: options that don't go together, from the parts themselves.
+      UserError: options out of range or that don't go together, as the parts themselves say.
     """
+    try:
+        return _build(config, mesh)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _build(config: Config, mesh: Mesh) -> Built:
     model = UNet(
         channels=config.model.channels,
         multipliers=config.model.multipliers,

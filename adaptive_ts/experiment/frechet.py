@@ -92,8 +92,12 @@ def gaussian(features: np.ndarray) -> Gaussian:
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)), by symmetric eigenvalues in float64.
 
+    NaN where a moment is not finite, as of a model that has diverged.
+
     Source: Heusel et al. 2017 (arXiv 1706.08500), Eq. 6.
     """
+    if not all(np.isfinite(x).all() for x in (*a, *b)):
+        return float("nan")
     values, vectors = np.linalg.eigh(a.covariance)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ b.covariance @ root).clip(0)).sum()

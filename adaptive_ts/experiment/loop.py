@@ -56,10 +56,7 @@ def run(row: str, config: Config, *, log: Log = print) -> int:
     sharding.check_batch_size(config.train.batch_size, mesh)
     _check_folder(folder, config)
     dataset = load_split(config.data, "train", log)
-    try:
-        built = build(config, mesh)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    built = build(config, mesh)
     _claim_folder(folder, config)
     root = jax.random.key(config.seed)
     key_init, key = jax.random.split(root)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
+from adaptive_ts.density import relative_density
 from adaptive_ts.experiment import sharding
 from adaptive_ts.experiment.state import LOSS_BUCKETS, TrainState
 from adaptive_ts.grid import TimeGrid, strata
@@ -20,7 +21,6 @@ from adaptive_ts.types import (
     Params,
     PerBucket,
     PerExample,
-    TimestepSample,
     TimestepSampler,
 )
 
@@ -116,15 +116,8 @@ def make_density(parts: StepParts) -> Callable[[Any, Batch], PerBucket]:
     timesteps = density_timesteps(parts.grid)
 
     def density(state: Any, batch: Batch) -> PerBucket:
-        batch = prepare(batch, None)
-        size = batch["image"].shape[0]
-
-        def at(t: jax.Array) -> jax.Array:
-            t = jnp.full((size,), t)
-            sample = TimestepSample(t, parts.grid.to_u(t), jnp.ones((size,)))
-            return jnp.mean(jnp.exp(parts.sampler.log_density(state, sample, batch)))
-
-        return jax.vmap(at)(timesteps)
+        u = parts.grid.to_u(timesteps)
+        return relative_density(parts.sampler, state, prepare(batch, None), timesteps, u)[0]
 
     whole, rows = sharding.replicated(parts.mesh), sharding.split(parts.mesh)
     return jax.jit(density, in_shardings=(whole, rows), out_shardings=whole)

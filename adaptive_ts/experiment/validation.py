@@ -37,6 +37,9 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
 )
 
+# Samplers that don't draw by inverse CDF.
+_UNCOUPLED = ("adaptive", "curriculum", "speed")
+
 
 def validate(config: Any, known: Mapping[str, Sequence[str]] | None = None) -> list[str]:
     """All that is wrong with a config, one line per problem; empty when nothing is.
@@ -83,10 +86,15 @@ def _conflicts(c: Any) -> list[str]:
             f"--generate.steps: {c.generate.steps} is out of range: must be in "
             f"1..{c.schedule.num_timesteps} (--schedule.num_timesteps)"
         )
-    if c.sampler.stratified and c.sampler.name == "adaptive":
+    if c.sampler.stratified and c.sampler.name != "uniform":
         problems.append(
-            "--sampler.stratified: True means nothing to the adaptive sampler: leave it out, or "
-            "add --sampler.name uniform"
+            f"--sampler.stratified: True means nothing to the {c.sampler.name} sampler: leave it "
+            "out, or add --sampler.name uniform"
+        )
+    if c.sampler.coupling != "independent" and c.sampler.name in _UNCOUPLED:
+        problems.append(
+            f"--sampler.coupling: {c.sampler.coupling!r} means nothing to the {c.sampler.name} "
+            "sampler, whose draws are its own: leave it out"
         )
     return problems + _host_problems(c.hosts)
 

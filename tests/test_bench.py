@@ -12,10 +12,10 @@ import pytest
 from scipy import stats
 from small_run import ROOT, SMALL, compiler_environment
 
-import adaptive_ts as ats
 from adaptive_ts.experiment import bench, bench_report, contest, sharding
 from adaptive_ts.experiment.cli import parse
 from adaptive_ts.experiment.errors import UserError
+from adaptive_ts.experiment.evaluate import geometric_strata
 from adaptive_ts.experiment.factory import build, known_names
 
 OPTIONS = [*SMALL.split(), "--train.steps", "4", "--generate.steps", "2"]
@@ -27,30 +27,11 @@ def config_of(row="bench_uniform", *overrides):
     return parse(argv, configs_dir=ROOT / "configs", known=known_names())[1]
 
 
-@pytest.mark.parametrize("schedule", [ats.linear(1000), ats.quad(1000), ats.cosine(1000)])
-def test_geometric_strata_integrate_the_vlb(schedule):
-    """Of an eps-MSE that falls like 1 / (1 + t / 20), as trained models' do: within 1%."""
-    strata = contest.geometric_strata(1000)
-    assert strata.sizes.sum() == 1000 and len(strata.sizes) < 48
-    ends = strata.timesteps[[0, -1]], strata.sizes[[0, -1]]
-    np.testing.assert_array_equal(ends, [[0, 999], [1, 1]])
-    t = np.arange(1000)
-    mse = np.sqrt(1 / (1 + t / 20))[:, None].astype(np.float32)
-    bits = np.asarray(ats.vlb_terms(schedule, 0 * mse, 0 * mse, mse, jnp.asarray(t)), np.float64)
-    assert strata.sizes @ bits[strata.timesteps] == pytest.approx(bits.sum(), rel=0.01)
-
-
-def test_short_schedules_have_every_timestep():
-    strata = contest.geometric_strata(10)
-    np.testing.assert_array_equal(strata.timesteps, np.arange(10))
-    np.testing.assert_array_equal(strata.sizes, np.ones(10))
-
-
 def test_the_bench_s_bits_are_the_vlb_s(run_data):
     config = config_of("bench_uniform", "--data.dir", str(run_data))
     built = build(config, sharding.make_mesh(jax.devices()[:1]))
     test = contest.load_split(config.data, "test", lambda line: None)
-    strata = contest.geometric_strata(50)
+    strata = geometric_strata(50)
     params = built.init_params(jax.random.key(0), {"image": jnp.zeros((1, 8, 8, 1))})
     params = jax.tree.map(lambda x: x + 0.05, params)
     mse, bits = contest._measurer(config, built, test, strata)(params, 1)

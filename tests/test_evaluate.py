@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import adaptive_ts as ats
 from adaptive_ts import diffusion
 from adaptive_ts.experiment import factory, sharding
 from adaptive_ts.experiment.config import Config, ModelConfig, SamplerConfig, ScheduleConfig
 from adaptive_ts.experiment.data import from_arrays
-from adaptive_ts.experiment.evaluate import evaluate
+from adaptive_ts.experiment.evaluate import evaluate, geometric_strata
 
 T, C = 40, 0.3
 
@@ -80,12 +81,36 @@ def test_constant_prediction_of_the_image_or_the_velocity(mesh8, prediction):
     np.testing.assert_allclose(result.loss, expected, atol=5 * 2 / np.sqrt(128 * 64))
 
 
+@pytest.mark.parametrize("schedule", [ats.linear(1000), ats.quad(1000), ats.cosine(1000)])
+def test_geometric_strata_integrate_the_vlb(schedule):
+    """Of an eps-MSE that falls like 1 / (1 + t / 20), as trained models' do: within 1%."""
+    strata = geometric_strata(1000)
+    assert strata.sizes.sum() == 1000 and len(strata.sizes) < 48
+    ends = strata.timesteps[[0, -1]], strata.sizes[[0, -1]]
+    np.testing.assert_array_equal(ends, [[0, 999], [1, 1]])
+    t = np.arange(1000)
+    mse = np.sqrt(1 / (1 + t / 20))[:, None].astype(np.float32)
+    bits = np.asarray(ats.vlb_terms(schedule, 0 * mse, 0 * mse, mse, jnp.asarray(t)), np.float64)
+    assert strata.sizes @ bits[strata.timesteps] == pytest.approx(bits.sum(), rel=0.01)
+
+
+@pytest.mark.parametrize("num_timesteps", [2, 5, 10, 48])
+def test_short_schedules_have_every_timestep(num_timesteps):
+    strata = geometric_strata(num_timesteps)
+    np.testing.assert_array_equal(strata.timesteps, np.arange(num_timesteps))
+    np.testing.assert_array_equal(strata.sizes, np.ones(num_timesteps))
+
+
 def test_strata_of_many_timesteps(mesh8):
+    """A constant prediction has the same loss everywhere: the total is that of all timesteps."""
     built = setup(mesh8, num_timesteps=1000)
     result = evaluate(built, jnp.float32(C), digits_like(16), 16, jax.random.key(1), mesh8)
-    assert result.timesteps.shape == result.loss.shape == (100,)
-    np.testing.assert_allclose(result.timesteps, 10 * np.arange(100) + 5, atol=1)
-    assert 0 < result.total_vlb - 1000 * result.vlb.mean() < 1e-3, "the prior"
+    strata = geometric_strata(1000)
+    np.testing.assert_array_equal(result.timesteps, strata.timesteps)
+    assert 0 < result.total_vlb - strata.sizes @ result.vlb < 1e-3, "the prior"
+    betas = np.asarray(built.schedule.betas, np.float64)
+    whole = numpy_vlb(betas, result.total_loss, "fixed_large").sum()
+    assert result.total_vlb == pytest.approx(whole, rel=0.01)
 
 
 def test_the_number_of_devices_and_the_batch_size_do_not_matter(mesh8):

@@ -14,6 +14,7 @@ from adaptive_ts.experiment import sharding
 from adaptive_ts.experiment.compiling import compiling
 from adaptive_ts.experiment.config import Config
 from adaptive_ts.experiment.data import Dataset, batches, load_split
+from adaptive_ts.experiment.evaluate import Strata, geometric_strata
 from adaptive_ts.experiment.factory import Built, build
 from adaptive_ts.experiment.frechet import Features, classifier_features, frechet_distance, gaussian
 from adaptive_ts.experiment.generate import make_generator
@@ -22,32 +23,11 @@ from adaptive_ts.experiment.step import density_timesteps, make_density, make_st
 from adaptive_ts.types import Key, Params
 
 EVALUATIONS = 12  # on the way, on one batch of held-out images
-STRATA = 24  # from each end of the time axis
 BATCHES = 4  # of held-out images at the end
 GENERATED = 1000
 _BATCH = 64
 _GENERATED_AT_ONCE = 250
 _DENSITY_POINTS = 25
-
-
-class Strata(NamedTuple):
-    """Runs of timesteps, short at both ends, where the VLB's terms change fast.
-
-    Attributes:
-      timesteps: (k,) int32, the middle of each.
-      sizes: (k,) how many timesteps each stands for; they sum to T.
-    """
-
-    timesteps: np.ndarray
-    sizes: np.ndarray
-
-
-def geometric_strata(num_timesteps: int, num: int = STRATA) -> Strata:
-    """Strata that grow geometrically from both ends: t = 0 and t = T - 1 stand for themselves."""
-    half = num_timesteps // 2
-    left = np.unique(np.round(np.geomspace(1, half + 1, num + 1)).astype(int) - 1)
-    edges = np.unique(np.concatenate([left, num_timesteps - left]))
-    return Strata(((edges[:-1] + edges[1:] - 1) // 2).astype(np.int32), np.diff(edges))
 
 
 class _Entry(NamedTuple):

@@ -12,17 +12,45 @@ from adaptive_ts.experiment import sharding
 from adaptive_ts.experiment.data import Dataset
 from adaptive_ts.experiment.factory import Built
 from adaptive_ts.experiment.step import prepare
-from adaptive_ts.grid import strata
 from adaptive_ts.types import Key, LossFn, Params
 
 _MAX_IMAGES = 256
-_STRATA = 100
+_STRATA = 24  # from each end of the time axis
+
+
+class Strata(NamedTuple):
+    """Runs of timesteps, short at both ends, where the VLB's terms change fast.
+
+    Attributes:
+      timesteps: (k,) int32, the middle of each.
+      sizes: (k,) how many timesteps each stands for; they sum to T.
+    """
+
+    timesteps: np.ndarray
+    sizes: np.ndarray
+
+
+def geometric_strata(num_timesteps: int, num: int = _STRATA) -> Strata:
+    """Strata that grow geometrically from both ends: t = 0 and t = T - 1 stand for themselves.
+
+    The first timestep alone is often a third of the VLB, which equal strata would pass over.
+
+    Args:
+      num_timesteps: T; up to 2 num of them each stand for themselves.
+      num: about how many strata reach from each end to the middle.
+    """
+    half = num_timesteps // 2
+    left = np.unique(np.round(np.geomspace(1, half + 1, num + 1)).astype(int) - 1)
+    if num_timesteps <= 2 * num:
+        left = np.arange(half + 1)
+    edges = np.unique(np.concatenate([left, num_timesteps - left]))
+    return Strata(((edges[:-1] + edges[1:] - 1) // 2).astype(np.int32), np.diff(edges))
 
 
 class Evaluation(NamedTuple):
     """Attributes:
     num_images: held-out images used.
-    timesteps: (n,) the strata's midpoints.
+    timesteps: (n,) the middles of `geometric_strata`.
     loss: (n,) mean training loss at each.
     vlb: (n,) mean VLB term at each, bits/dim.
     total_loss: mean over timesteps.
@@ -40,7 +68,7 @@ class Evaluation(NamedTuple):
 def evaluate(
     built: Built, params: Params, dataset: Dataset, batch_size: int, key: Key, mesh: Mesh
 ) -> Evaluation:
-    """Held-out loss and VLB, at one timestep per stratum, each image with its own noise.
+    """Held-out loss and VLB, at the middle of each stratum, each image with its own noise.
 
     Args:
       built: the run's parts.
@@ -50,8 +78,8 @@ def evaluate(
       key: randomness of the noise.
       mesh: the devices.
     """
-    grid, T = built.parts.grid, built.schedule.num_timesteps
-    timesteps = strata(grid, min(_STRATA, T))
+    strata = geometric_strata(built.schedule.num_timesteps)
+    timesteps = jnp.asarray(strata.timesteps)
     count = min(len(dataset.images), _MAX_IMAGES)
     size = min(batch_size, count // mesh.size * mesh.size) or mesh.size
     sums, seen = None, 0
@@ -67,11 +95,11 @@ def evaluate(
     loss, vlb, prior = (x / seen for x in sums)
     return Evaluation(
         num_images=seen,
-        timesteps=np.asarray(timesteps),
+        timesteps=strata.timesteps,
         loss=loss,
         vlb=vlb,
-        total_loss=float(loss.mean()),
-        total_vlb=float(T * vlb.mean() + prior),
+        total_loss=float(strata.sizes @ loss / strata.sizes.sum()),
+        total_vlb=float(strata.sizes @ vlb + prior),
     )
 
 

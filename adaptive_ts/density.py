@@ -32,7 +32,8 @@ def relative_density(
         sample = TimestepSample(t, u, jnp.ones((size,), jnp.float32))
         density = jnp.exp(sampler.log_density(state, sample, batch))
         weight = 1.0 if factor is None else factor(state, sample, batch)
-        return jnp.mean(density), jnp.mean(density * weight)
+        # What is never drawn counts for nothing, whatever its importance weight.
+        return jnp.mean(density), jnp.mean(jnp.where(density > 0, density * weight, 0.0))
 
     return jax.vmap(at)(timesteps, u)
 

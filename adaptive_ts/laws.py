@@ -146,7 +146,14 @@ def tabulated_law(grid: TimeGrid, probabilities: PerBucket) -> Law:
       probabilities: (n,) on the host, >= 0 and not all 0; normalised here.
     """
     table = np.asarray(probabilities, np.float64)
-    table = (table / table.sum()).astype(np.float32)
+    total = table.sum()
+    check_parameters(
+        "a law of timesteps",
+        "its parameters leave no mass to any of them",
+        0 < total < math.inf,
+        total_mass=float(total),
+    )
+    table = (table / total).astype(np.float32)
     return Law(
         lambda v: draw_from_buckets(grid, jnp.asarray(table), v),
         lambda t: bucket_log_density(grid, jnp.asarray(table), t),

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adaptive_ts.grid import TimeGrid, open_unit
+from adaptive_ts.grid import TimeGrid, open_unit, strata
 from adaptive_ts.schedules import NoiseSchedule
-from adaptive_ts.types import PerBucket, PerExample
+from adaptive_ts.types import Key, PerBucket, PerExample
 
 _MARGIN = 1e-3  # keeps u inside its cell, where rounding cannot move it to a neighbour
 
@@ -61,6 +61,7 @@ class Strata(NamedTuple):
     Attributes:
       num: m, how many.
       timesteps: (m,) the middle of each.
+      jittered: key -> (m,) a uniform draw in each.
       share: (m,) float32, the probabilities that uniform timesteps give the strata.
       to_stratum: t (b,) -> (b,) int32 in [0, m).
       spread: (m,) probabilities of the strata -> (n,) for `draw_from_buckets`: shared equally
@@ -69,6 +70,7 @@ class Strata(NamedTuple):
 
     num: int
     timesteps: PerBucket
+    jittered: Callable[[Key], PerBucket]
     share: PerBucket
     to_stratum: Callable[[PerExample], PerExample]
     spread: Callable[[PerBucket], PerBucket]
@@ -110,14 +112,26 @@ def strata_of(grid: TimeGrid, num: int) -> Strata:
 
         middle = (np.arange(num, dtype=np.float32) + 0.5) / np.float32(num)
         share = jnp.full((num,), 1 / num, jnp.float32)
-        return Strata(num, grid.to_t(middle), share, to_stratum, lambda p: p)
+
+        def jittered(key: Key) -> PerBucket:
+            return strata(grid, num, key)
+
+        return Strata(num, grid.to_t(middle), jittered, share, to_stratum, lambda p: p)
     table = ((2 * np.arange(T) + 1) * num // (2 * T)).astype(np.int32)
     size = np.bincount(table)
     middle = (np.cumsum(size) - size + size // 2).astype(np.int32)
     part = (1 / size).astype(np.float32)  # of its stratum, for one timestep
+
+    def drawn(key: Key) -> PerBucket:
+        w = jax.random.uniform(key, (num,), jnp.float32)
+        inside = jnp.floor(w * size.astype(np.float32)).astype(jnp.int32)
+        first = (np.cumsum(size) - size).astype(np.int32)
+        return first + jnp.minimum(inside, (size - 1).astype(np.int32))
+
     return Strata(
         num,
         jnp.asarray(middle),
+        drawn,
         jnp.asarray((size / T).astype(np.float32)),
         lambda t: jnp.asarray(table)[t],
         lambda p: (p * part)[table],

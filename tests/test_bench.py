@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 from small_run import ROOT, SMALL, compiler_environment
 
-from adaptive_ts.experiment import bench, bench_report, contest, sharding
+from adaptive_ts.experiment import bench, bench_records, bench_report, contest, sharding
 from adaptive_ts.experiment.cli import parse
 from adaptive_ts.experiment.errors import UserError
 from adaptive_ts.experiment.evaluate import geometric_strata
@@ -49,8 +49,8 @@ def record(seed, label="uniform", vlb=3.0, frechet=2.0, curve=None, **changes):
     curve = curve or [[10, 1.0, 5.0, 0.2], [20, 2.0, 4.0, 0.1], [30, 3.0, vlb, 0.1]]
     return {
         "label": label, "dataset": "digits", "schedule": "linear", "seed": seed,
-        "fingerprint": "f", "steps": 30, "seconds": 3.0, "vlb": vlb, "frechet": frechet,
-        "mse": 0.1, "curve": curve, "timesteps": [0, 10, 40], "mse_by_timestep": [0.9, 0.3, 0.1],
+        "fingerprint": "f", "setting": "s", "cores": 1, "steps": 30, "seconds": 3.0,
+        "vlb": vlb, "frechet": frechet, "mse": 0.1, "curve": curve, "timesteps": [0, 10, 40], "mse_by_timestep": [0.9, 0.3, 0.1],
         "density": [1.5, 1.0, 0.5], "density_timesteps": [5, 25, 45], **changes,
     }  # fmt: skip
 
@@ -102,9 +102,55 @@ def test_a_report_has_a_table_and_a_picture_per_schedule(tmp_path):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_runs_that_cannot_be_compared_are_kept_apart(tmp_path):
+    """Other steps: other tables. Other options of one row: the last ones count."""
+    long = [[10 * i, 1.0 * i, 5.0 - 0.1 * i, 0.1] for i in range(1, 7)]
+    runs = [record(s) for s in range(2)]
+    runs += [record(s, curve=long, setting="longer", steps=60) for s in range(2)]
+    runs += [record(s, "impact", vlb=2.0, fingerprint="old") for s in range(3)]
+    runs += [record(s, "impact", vlb=2.5, fingerprint="new") for s in range(2)]
+    groups = bench_records.comparable(runs)
+    assert sorted(groups) == ["digits-linear-longer-1cores", "digits-linear-s-1cores"]
+    same = groups["digits-linear-s-1cores"]
+    assert [r["vlb"] for r in same if r["label"] == "impact"] == [2.5, 2.5]
+    text = bench_report.write_report(runs, tmp_path)
+    assert "60 steps" in text and "30 steps" in text
+    assert len(list(tmp_path.glob("*.png"))) == 2
+
+
+def test_a_table_without_uniform_claims_nothing_about_it(tmp_path):
+    text = bench_report.write_report([record(0, "beta"), record(1, "beta")], tmp_path)
+    assert "| beta | 2 | 3.000 ± 0.000 |  | 2.0 ± 0.0 |  | 0.1000 ± 0.0000 |  |  |  |" in text
+
+
+def test_a_line_that_was_cut_off_costs_one_run(tmp_path):
+    bench_records.append_run(tmp_path, record(0))
+    path = tmp_path / "digits-linear.jsonl"
+    with path.open("ab") as file:
+        file.write(b'{"label": "uniform", "se')
+    bench_records.append_run(tmp_path, record(2))
+    with path.open("ab") as file:
+        file.write(b'5\n"text"\n\xff\n{"label": "uniform"}\n')
+    assert [run["seed"] for run in bench_records.read_runs(tmp_path)] == [0, 2]
+    bench_records.append_run(tmp_path, record(0, dataset="my/set"))
+    assert len(bench_records.read_runs(tmp_path)) == 3
+
+
+def test_a_report_is_of_what_was_asked_for(tmp_path, capsys):
+    for label in ("uniform", "beta_1_2"):
+        for seed in (0, 1, 10):
+            bench_records.append_run(tmp_path, record(seed, label))
+    out = ["--report", "--out", str(tmp_path)]
+    bench.main([*out, "--seeds", "0", "1"])
+    assert "| beta_1_2 | 2 |" in capsys.readouterr().out
+    bench.main([*out, "--rows", "bench_uniform"])
+    said = capsys.readouterr().out
+    assert "| uniform | 3 |" in said and "beta" not in said
+
+
 def arguments(folder, *extra):
     return bench._parser().parse_known_args(
-        ["--configs", str(ROOT / "configs"), "--out", str(folder), *extra]
+        ["--configs", str(ROOT / "configs"), "--out", str(folder), "--schedules", "linear", *extra]
     )
 
 
@@ -142,7 +188,10 @@ def test_the_rows_to_be_compared_are_all_planned(tmp_path):
         (["--seeds", "one"], "argument --seeds: invalid int value: 'one'"),
         (["--rows", "bench_unifrom"], "'bench_unifrom' is not a row: did you mean 'bench_uniform'"),
         (["--label", "x"], "--label: names one row"),
-        (["--report"], "no runs in"),
+        (["--report"], "no such runs in"),
+        (["--report", "--sampler.name", "beta"], "--report: --sampler.name means nothing to it"),
+        (["--schedule.name", "quad"], "--schedule.name: a sweep has several: use --schedules"),
+        (["--seeds", "-1"], "--seeds: -1 is out of range"),
         (["--schedules", "linaer"], "'linaer' is unknown: did you mean 'linear'"),
         (["--rows", "bench_impact", "--sampler.impact.temperature", "0"], "temperature must be"),
         (["--rows", "bench_uniform", "--train.batch_size", "20"], "not divisible by the 8 devices"),
@@ -169,7 +218,7 @@ def test_a_sweep_runs_reports_and_goes_on(tmp_path, run_data):
             env={**os.environ, **env},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
-        return done.stdout, bench.read_runs(out)
+        return done.stdout, bench_records.read_runs(out)
 
     said, _ = sweep(tmp_path / "a", 0, 1)
     assert "| impact | 2 |" in said and "classifier of accuracy 0.9" in said

@@ -18,9 +18,9 @@ KNOWN = {
 }
 
 
-def problems(**changes):
+def problems(known=KNOWN, **changes):
     values = {k.replace("__", "."): v for k, v in changes.items()}
-    return c.validate(c.replace(c.Config(), values), KNOWN)
+    return c.validate(c.replace(c.Config(), values), known)
 
 
 def test_every_field_is_frozen_and_has_a_docstring_for_the_help():
@@ -88,6 +88,16 @@ def test_fields_that_contradict_each_other():
     (stratified,) = problems(sampler__stratified=True)
     assert "--sampler.name uniform" in stratified
     assert problems(sampler__stratified=True, sampler__name="uniform") == []
+    (coupling,) = problems(None, sampler__coupling="antithetic", sampler__name="speed")
+    assert "means nothing to the speed sampler" in coupling
+    assert problems(None, sampler__coupling="antithetic", sampler__name="beta") == []
+    (unused,) = problems(None, sampler__beta__b=2.0)
+    assert unused.startswith("--sampler.beta: ") and "add --sampler.name beta" in unused
+    assert problems(None, sampler__beta__b=2.0, sampler__name="beta") == []
+    assert problems(None, sampler__log_snr__loc=1.0, sampler__name="log_snr_cauchy") == []
+    (unused,) = problems(None, weighting__gamma=3.0)
+    assert unused.startswith("--weighting: ")
+    assert problems(None, weighting__gamma=3.0, weighting__name="min_snr") == []
 
 
 def test_hosts():

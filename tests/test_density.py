@@ -74,6 +74,16 @@ def test_importance_weights_make_it_uniform():
     np.testing.assert_allclose(ats.effective_density(weighted), expected, rtol=1e-3)
 
 
+def test_what_is_never_drawn_counts_for_nothing():
+    for sampler in (
+        ats.from_probabilities(ats.discrete(3), [0.0, 0.5, 0.5]),
+        ats.logit_normal(GRID, 0.0, 0.2),
+    ):
+        share = ats.effective_density(ats.importance_weighted(sampler))
+        drawn = np.asarray(ats.effective_density(sampler)) > 0
+        np.testing.assert_allclose(share, drawn / drawn.sum(), rtol=1e-3)
+
+
 def test_a_mixture_of_an_importance_weighted_sampler_is_weighted_by_the_mixture():
     sampler = ats.mixed_with_uniform(ats.importance_weighted(ats.beta(GRID, 1.0, 2.0)), 0.25)
     draw = sampler.sample(jax.random.key(0), (), {"image": jnp.zeros((500, 8, 8, 1))})

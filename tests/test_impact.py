@@ -254,6 +254,24 @@ def test_what_is_not_finite_is_counted_and_changes_nothing(bad):
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(new))
 
 
+def test_an_extreme_temperature_leaves_the_state_finite():
+    """All of p on one bucket: 0 log 0 is 0."""
+    batch, optimizer = {"x": jnp.full((2 * N,), 0.7)}, optax.sgd(0.1)
+    options = {"temperature": 1e-3, "uniform_prob": 0.0, "smooth": 1}
+    sampler = ats.impact(ats.discrete(N), optimizer, num_buckets=N, **options)
+    params = jnp.ones((3,), jnp.bfloat16)  # whose updates come in float32
+    state = sampler.init(jax.random.key(0), batch)
+    draw = sampler.sample(jax.random.key(1), state, batch)
+    adam = optax.adam(1e-2, mu_dtype=jnp.float32)
+    sampler = ats.impact(ats.discrete(N), adam, num_buckets=N, **options)
+    state, metrics = sampler.update(
+        state, draw, jnp.zeros((2 * N,)), key=jax.random.key(2), batch=batch, loss_fn=linear_loss,
+        params=params, opt_state=adam.init(params), probe=True,
+    )  # fmt: skip
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state))
+    assert metrics["entropy"] == pytest.approx(-np.log(N), abs=1e-3)
+
+
 def test_a_first_step_of_learning_rate_zero_leaves_it_uniform():
     optimizer = optax.sgd(optax.linear_schedule(0.0, 0.1, 10))
     sampler = ats.impact(ats.discrete(N), optimizer, num_buckets=N)
@@ -314,6 +332,7 @@ def test_impact_keeps_the_contract(grid):
         ({"smooth": 4}, "smooth must be odd.* got 4"),
         ({"temperature": 0.0}, "temperature .* got 0.0"),
         ({"kappa": np.nan}, "kappa must be finite, got nan"),
+        ({"kappa": "log"}, "kappa must be a number, got 'log'"),
         ({"uniform_prob": 1.5}, "uniform_prob .* got 1.5"),
         ({"decay": 1.0}, "decay must be in .* got 1.0"),
         ({"fit": "gamma"}, "fit .* got 'gamma'"),

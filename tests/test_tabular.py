@@ -372,7 +372,7 @@ def test_entropy_rate_of_gaussian_data(prediction, num_buckets):
     log_snr = np.asarray(LINEAR.log_snr(jnp.arange(1000)), np.float64)
     sampler = entropy_rate(
         ats.discrete(1000), LINEAR, prediction=prediction, gate=None, num_buckets=num_buckets,
-        uniform_prob=0.0,
+        uniform_prob=0.0, weighting=jnp.ones_like,
     )  # fmt: skip
     losses = gaussian_losses(log_snr, prediction, variance)
     state, _ = learn(sampler, (np.arange(1000), losses))
@@ -389,8 +389,9 @@ def test_entropy_rate_in_continuous_time():
     variance, grid = 0.25, GRIDS["continuous"]
     schedule = straight_line()
     sampler = entropy_rate(
-        grid, schedule, prediction="flow", gate=None, num_buckets=200, uniform_prob=0.0
-    )
+        grid, schedule, prediction="flow", gate=None, num_buckets=200, uniform_prob=0.0,
+        weighting=jnp.ones_like,
+    )  # fmt: skip
     t = grid.to_t((jnp.arange(20_000, dtype=jnp.float32) + 0.5) / 20_000)
     state, _ = learn(sampler, (t, gaussian_losses(schedule.log_snr(t), "flow", variance)))
     edges = np.linspace(1e-3, 1 - 1e-3, 201)
@@ -409,10 +410,12 @@ def test_entropy_rate_divides_by_the_weight_of_the_x0_error_and_gates_low_noise(
         sampler = entropy_rate(grid, LINEAR, num_buckets=1000, uniform_prob=0.0, **options)
         return probabilities(sampler, learn(sampler, (np.arange(1000), losses))[0])
 
-    rate = law(gate=None)
+    alone = {"weighting": jnp.ones_like}
+    rate = law(gate=None, **alone)
     for options, factor in (
-        ({"gate": (c, n)}, sigma**n / (sigma**n + c**n)),
-        ({}, sigma**3 / (sigma**3 + 0.15**3)),
+        ({"gate": (c, n), **alone}, sigma**n / (sigma**n + c**n)),
+        (alone, sigma**3 / (sigma**3 + 0.15**3)),
+        ({"gate": None}, sigma**2),  # the plain loss's own weight on the x_0 error is SNR
         (
             {"gate": None, "weighting": lambda x: jnp.minimum(jnp.exp(x), 5)},
             1 / np.minimum(sigma**-2, 5),
@@ -451,6 +454,7 @@ GRID = ats.discrete(1000)
         (lambda: entropy_rate(GRID, ats.linear(50)), "give both the same"),
         (lambda: entropy_rate(GRID, LINEAR, prediction="epsilon"), "did you mean 'eps'"),
         (lambda: entropy_rate(GRID, LINEAR, gate=(0.0, 3)), "gate .* got"),
+        (lambda: entropy_rate(GRID, LINEAR, gate=0.15), "gate .* got 0.15"),
         (lambda: entropy_rate(GRID, LINEAR, gate=(1.0, 2.0, 3.0)), "gate .* got"),
     ],
 )

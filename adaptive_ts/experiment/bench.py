@@ -10,21 +10,27 @@ with ``--report`` alone: ``OUT/*.md`` and ``OUT/*.png``.
 
 import argparse
 import concurrent.futures.process
+import contextlib
 import dataclasses
-import hashlib
-import json
 import multiprocessing
 import os
 import queue
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from adaptive_ts.experiment import sharding
+from adaptive_ts.experiment.bench_records import (
+    Record,
+    append_run,
+    fingerprint,
+    read_runs,
+    setting,
+)
 from adaptive_ts.experiment.bench_report import write_report
 from adaptive_ts.experiment.cli import load_rows, parse, run_cli
-from adaptive_ts.experiment.config import Config, fingerprint_fields
+from adaptive_ts.experiment.config import Config
 from adaptive_ts.experiment.errors import UserError, one_line
 from adaptive_ts.experiment.factory import build, known_names
 
@@ -57,44 +63,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="bench", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--rows", nargs="+", help=f"rows of configs/*.py; default: all {PREFIX}* rows")
-    add("--schedules", nargs="+", default=["linear"], help="noise schedules")
-    add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds")
+    add("--schedules", nargs="+", help="noise schedules; default: linear")
+    add("--seeds", nargs="+", type=int, help="seeds; default: 0 1 2")
     add("--out", type=Path, default=Path("runs/bench"), help="folder of the results")
     add("--jobs", type=int, default=1, help="runs at once, each on one CPU core if more than 1")
     add("--label", help="another name for the (one) row in the tables, as when options differ")
-    add("--report", action="store_true", help="only write the tables and pictures")
+    add("--report", action="store_true", help="only write tables and pictures of what is there")
     add("--configs", default="configs", help="folder of rows")
     return parser
-
-
-def fingerprint(config: Config) -> str:
-    """Of what a run computes, but for its seed, and how long it goes on.
-
-    Fields at their defaults are left out, so that a field added later, whose default keeps runs
-    what they were, keeps their results too.
-    """
-    usual = fingerprint_fields(Config())
-    fields = {k: v for k, v in fingerprint_fields(config).items() if v != usual[k] and k != "seed"}
-    text = json.dumps({**fields, "train.steps": config.train.steps}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def read_runs(folder: Path) -> list[dict[str, Any]]:
-    """The records of a folder, of runs repeated the last; broken lines are left out."""
-    found = {}
-    lines = (line for path in sorted(folder.glob("*.jsonl")) for line in path.open())
-    for line in lines:
-        try:
-            run = json.loads(line)
-            found[run["label"], run["dataset"], run["schedule"], run["seed"]] = run
-        except (ValueError, KeyError):
-            continue  # the last line of a sweep that was killed
-    return list(found.values())
 
 
 def plan(args: argparse.Namespace, overrides: Sequence[str]) -> list[Job]:
     """The jobs that are not done yet, schedule by schedule."""
     rows = args.rows or [row for row in load_rows(args.configs) if row.startswith(PREFIX)]
+    rows = list(dict.fromkeys(rows))
     if args.label and len(rows) != 1:
         raise UserError(f"--label: names one row, got {len(rows)}: give --rows ROW")
     done = {
@@ -102,17 +84,41 @@ def plan(args: argparse.Namespace, overrides: Sequence[str]) -> list[Job]:
         for run in read_runs(args.out)
     }
     jobs, mesh = [], sharding.make_mesh()
-    for schedule in args.schedules:
+    for schedule in dict.fromkeys(args.schedules):
         for row in rows:
             argv = [row, *overrides, "--schedule.name", schedule, "--workdir", str(args.out)]
             _, config = parse(argv, configs_dir=args.configs, known=known_names())
             sharding.check_batch_size(config.train.batch_size, mesh)
             build(config, mesh)  # what is wrong with the options is known before anything runs
             label, mark = args.label or row.removeprefix(PREFIX), fingerprint(config)
-            seeds = [s for s in args.seeds if (label, schedule, s, mark) not in done]
+            seeds = dict.fromkeys(s for s in args.seeds if (label, schedule, s, mark) not in done)
             if seeds:
                 jobs.append(Job(label, config, tuple(seeds), mark))
     return jobs
+
+
+def check(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Raises UserError for what is out of range, or is the sweep's own to set."""
+    if args.jobs < 1:
+        raise UserError(f"--jobs: {args.jobs} is out of range: must be at least 1")
+    for seed in args.seeds or ():
+        if not 0 <= seed < 2**32:
+            raise UserError(f"--seeds: {seed} is out of range: must be in 0..4294967295")
+    if args.report and overrides:
+        raise UserError(f"--report: {overrides[0]} means nothing to it: leave it out")
+    instead = {"--schedule.name": "--schedules", "--seed": "--seeds", "--workdir": "--out"}
+    for option in overrides:
+        name = option.partition("=")[0]
+        if name in instead:
+            raise UserError(f"{name}: a sweep has several: use {instead[name]}")
+
+
+def chosen(runs: list[Record], args: argparse.Namespace) -> list[Record]:
+    """The runs of the rows, schedules and seeds that were asked for, all of them by default."""
+    rows = args.rows and [row.removeprefix(PREFIX) for row in args.rows]
+    labels = [args.label] if args.label else rows
+    asked = {"label": labels, "schedule": args.schedules, "seed": args.seeds}
+    return [run for run in runs if all(not v or run[k] in v for k, v in asked.items())]
 
 
 def work(job: Job, results: "queue.Queue[dict[str, Any]]", cache: str) -> None:
@@ -130,6 +136,7 @@ def work(job: Job, results: "queue.Queue[dict[str, Any]]", cache: str) -> None:
                 "dataset": config.data.name,
                 "schedule": config.schedule.name,
                 "fingerprint": job.fingerprint,
+                "setting": setting(config),
                 "cores": 1 if _ONE_CORE in os.environ.get("XLA_FLAGS", "") else os.cpu_count(),
                 "jax": jax.__version__,
                 **record,
@@ -166,9 +173,7 @@ def run_jobs(jobs: Sequence[Job], folder: Path, workers: int) -> None:
                         if future.done():
                             future.result()  # raises what went wrong
                     continue
-                name = f"{record['dataset']}-{record['schedule']}.jsonl"
-                with (folder / name).open("a", encoding="utf-8") as log:
-                    log.write(json.dumps(record) + "\n")
+                append_run(folder, record)
                 bar.set_postfix_str(f"{record['label']} seed {record['seed']}", refresh=False)
                 bar.update()
         except concurrent.futures.process.BrokenProcessPool as error:
@@ -184,23 +189,29 @@ def run_jobs(jobs: Sequence[Job], folder: Path, workers: int) -> None:
 def main(argv: list[str]) -> int:
     """The command."""
     args, overrides = _parser().parse_known_args(argv)
-    if args.jobs < 1:
-        raise UserError(f"--jobs: {args.jobs} is out of range: must be at least 1")
-    try:
+    check(args, overrides)
+    if not args.report:
+        args.schedules, args.seeds = args.schedules or ["linear"], args.seeds or [0, 1, 2]
+    with _usable(args.out):
         args.out.mkdir(parents=True, exist_ok=True)
-        if not args.report:
-            jobs = plan(args, overrides)
-            if jobs:
-                run_jobs(jobs, args.out, args.jobs)
-        runs = read_runs(args.out)
+    if not args.report:
+        jobs = plan(args, overrides)
+        if jobs:
+            run_jobs(jobs, args.out, args.jobs)
+    with _usable(args.out):
+        runs = chosen(read_runs(args.out), args)
         if not runs:
-            raise UserError(
-                f"no runs in {args.out / 'runs.jsonl'}: leave out --report to make some"
-            )
+            raise UserError(f"no such runs in {args.out}: leave out --report to make some")
         print(write_report(runs, args.out))
-    except OSError as error:
-        raise UserError(f"--out: cannot use {args.out}: {one_line(error)}") from error
     return 0
+
+
+@contextlib.contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--out: cannot use {folder}: {one_line(error)}") from error
 
 
 if __name__ == "__main__":

@@ -25,28 +25,32 @@ def plot_bench(
 
     Args:
       path: the PNG.
-      rows: label -> seed -> record, uniform first.
+      rows: label -> seed -> record, uniform first if it is there.
       points: label -> differences from uniform (``vlb``, ``frechet``), for rows that have them.
       title: what is shown.
     """
     figure = figure_of(12, 9)
     axes = figure.subplots(2, 2)
-    base = _mean(next(iter(rows.values())), "mse_by_timestep")
+    reference = next(iter(rows))
+    base = _mean(rows[reference], "mse_by_timestep")
+    top = 2.0
     for i, (label, runs) in enumerate(rows.items()):
-        look = _look(i, label)
+        look = _look(i, reference)
         curve = _mean(runs, "curve")
         axes[0, 0].plot(curve[:, 0], curve[:, 2], label=label, **look)
         first = next(iter(runs.values()))
         ratio = _mean(runs, "mse_by_timestep") / base
         axes[0, 1].plot(np.asarray(first["timesteps"]) + 1, ratio, **look)
-        axes[1, 0].plot(first["density_timesteps"], _mean(runs, "density"), **look)
+        density = _mean(runs, "density")
+        axes[1, 0].plot(first["density_timesteps"], density, **look)
+        top = max(top, 1.1 * float(density.max()))
     axes[0, 0].set(ylabel="held-out VLB, bits/dim", yscale="log")
     _plain(axes[0, 0].yaxis)
     count_steps(axes[0, 0])
     axes[0, 0].set_title("likelihood over training, mean over seeds", fontsize=10)
-    axes[0, 1].set(xscale="log", xlabel="timestep t + 1", ylabel="eps-MSE / uniform's")
+    axes[0, 1].set(xscale="log", xlabel="timestep t + 1", ylabel=f"eps-MSE / that of {reference}")
     axes[0, 1].set_title("loss by noise level, at the end", fontsize=10)
-    axes[1, 0].set(xlabel=_TIMESTEP, ylabel="p(t) / uniform", ylim=(0, 5))
+    axes[1, 0].set(xlabel=_TIMESTEP, ylabel="p(t) / uniform", ylim=(0, min(top, 10)))
     axes[1, 0].set_title("timesteps drawn, at the end", fontsize=10)
     _tradeoff(axes[1, 1], list(rows), points)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right", frameon=False)
@@ -58,7 +62,7 @@ def _tradeoff(axes: Any, labels: list[str], points: Mapping[str, Mapping[str, An
     axes.axvline(0, color=GREY, lw=0.8)
     shown = {label: found for label, found in points.items() if found}
     for place, (label, found) in enumerate(shown.items()):
-        colour = _look(labels.index(label), label)["color"]
+        colour = _look(labels.index(label), labels[0])["color"]
         x, y = found["vlb"], found["frechet"]
         errors = {
             f"{side}err": None if d.low is None else [[d.mean - d.low], [d.high - d.mean]]
@@ -87,10 +91,11 @@ def _limits(values: list[float]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _look(index: int, label: str) -> dict[str, Any]:
-    if index == 0:
-        return {"color": GREY, "ls": "--", "lw": 2.0}
-    index -= 1
+def _look(index: int, reference: str) -> dict[str, Any]:
+    if reference == "uniform":
+        if index == 0:
+            return {"color": GREY, "ls": "--", "lw": 2.0}
+        index -= 1
     style = _STYLES[index // len(_COLOURS) % len(_STYLES)]
     return {"color": _COLOURS[index % len(_COLOURS)], "ls": style, "lw": 1.6}
 

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import stats
 
 from adaptive_ts.experiment import bench_pictures
+from adaptive_ts.experiment.bench_records import comparable
 from adaptive_ts.experiment.files import atomic
 
 BASELINE = "uniform"
@@ -40,18 +41,17 @@ class Reached(NamedTuple):
 
 
 def write_report(runs: Sequence[dict[str, Any]], folder: Path) -> str:
-    """Writes ``DATASET-SCHEDULE.md`` and ``.png`` for each pair; returns the tables."""
+    """Writes ``DATASET-SCHEDULE.md`` and ``.png`` of `comparable` runs; returns the tables."""
     texts = []
-    for dataset, schedule in dict.fromkeys((run["dataset"], run["schedule"]) for run in runs):
-        chosen = [r for r in runs if (r["dataset"], r["schedule"]) == (dataset, schedule)]
+    for name, chosen in comparable(runs).items():
         rows = by_row(chosen)
-        title = f"{dataset}, {schedule} schedule, {chosen[0]['steps']:,} steps"
+        first = chosen[0]
+        title = f"{first['dataset']}, {first['schedule']} schedule, {first['steps']:,} steps"
         text = f"{title}\n\n{table(rows)}\n"
-        with atomic(folder / f"{dataset}-{schedule}.md") as file:
+        with atomic(folder / f"{name}.md") as file:
             file.write(text.encode())
-        points = {name: differences(rows, name) for name in rows if name != BASELINE}
-        path = folder / f"{dataset}-{schedule}.png"
-        bench_pictures.plot_bench(path, rows, points, title=title)
+        points = {label: differences(rows, label) for label in rows if label != BASELINE}
+        bench_pictures.plot_bench(folder / f"{name}.png", rows, points, title=title)
         texts.append(text)
     return "\n".join(texts)
 
@@ -71,7 +71,8 @@ def table(rows: Mapping[str, Runs]) -> str:
     for label, runs in rows.items():
         found = differences(rows, label)
         reached = reach(rows, label)
-        cost = step_seconds(runs) / step_seconds(rows.get(BASELINE, runs))
+        base = rows.get(BASELINE)
+        cost = step_seconds(runs) / step_seconds(base) if base else float("nan")
         cells = [
             label,
             str(len(runs)),
@@ -81,7 +82,7 @@ def table(rows: Mapping[str, Runs]) -> str:
             _interval(found.get("frechet"), 1),
             _spread([run["mse"] for run in runs.values()], 4),
             *(_share(reached, x) for x in (reached.steps, reached.steps * cost)),
-            f"{cost:.2f}",
+            f"{cost:.2f}" if base else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

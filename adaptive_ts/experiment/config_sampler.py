@@ -28,6 +28,8 @@ class LogitNormalConfig:
     """Standard deviation of the logit."""
     shift: float = 1.0
     """Timestep shift a: u -> a u / (1 + (a - 1) u)."""
+    diffusers_time: bool = False
+    """Time runs as in diffusers: a mean above 0 favours low noise."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,8 @@ class ImpactConfig:
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """Which timesteps to train on. From `objective` on: the adaptive sampler's own options."""
+    """Which timesteps to train on. From `objective` on, but for `every`, `jitter`, `chunk` (impact
+    too) and `rounding` (all): the adaptive sampler's own options."""
 
     name: str = "adaptive"
     """Timestep sampler."""

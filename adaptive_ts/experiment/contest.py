@@ -24,7 +24,6 @@ from adaptive_ts.types import Key, Params
 
 EVALUATIONS = 12  # on the way, on one batch of held-out images
 BATCHES = 4  # of held-out images at the end
-GENERATED = 1000
 _BATCH = 64
 _GENERATED_AT_ONCE = 250
 _DENSITY_POINTS = 25
@@ -52,8 +51,8 @@ def contest(config: Config, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
 
     A record holds ``seed``; ``curve``, rows of (step, seconds of training, VLB in bits/dim,
     eps-MSE) on 64 held-out images; ``seconds`` of training; ``vlb`` and ``mse`` on 256 of them;
-    ``mse_by_timestep`` (at ``timesteps``); ``frechet``, of 1,000 generated images against the
-    training images; and ``density``, T p(t) at the end, at 25 evenly spaced timesteps. The
+    ``mse_by_timestep`` (at ``timesteps``); ``frechet``, of ``generate.num_images`` images against
+    the training images; and ``density``, T p(t) at the end, at 25 evenly spaced timesteps. The
     held-out images, their noise and the noise that images are made from are the same in all runs.
     """
     entry = _prepare(config)
@@ -195,12 +194,19 @@ def _generator(
 ) -> Callable[[Params], np.ndarray]:
     c, key = config.generate, jax.random.key(2**31 - 2)
     generate = make_generator(
-        built.eps_fn, built.schedule, tuple(shape), solver=c.solver, steps=c.steps, eta=c.eta
+        built.eps_fn,
+        built.schedule,
+        tuple(shape),
+        solver=c.solver,
+        steps=c.steps,
+        eta=c.eta,
+        variance=config.model.variance,
     )
 
     def images(params: Params) -> np.ndarray:
-        starts = range(0, GENERATED, _GENERATED_AT_ONCE)
+        starts = range(0, c.num_images, _GENERATED_AT_ONCE)
         indices = (jnp.arange(i, i + _GENERATED_AT_ONCE, dtype=jnp.int32) for i in starts)
-        return np.concatenate([np.asarray(generate(params, key, index)) for index in indices])
+        made = [np.asarray(generate(params, key, index)) for index in indices]
+        return np.concatenate(made)[: c.num_images]
 
     return images

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
@@ -94,7 +95,18 @@ def _beta(s: Setting) -> TimestepSampler:
 
 def _logit_normal(s: Setting) -> TimestepSampler:
     c, own = s.config.sampler, s.config.sampler.logit_normal
-    return samplers.logit_normal(s.grid, own.mean, own.std, shift=own.shift, coupling=c.coupling)
+    return samplers.logit_normal(
+        s.grid,
+        own.mean,
+        own.std,
+        shift=own.shift,
+        diffusers_time=own.diffusers_time,
+        coupling=c.coupling,
+    )
+
+
+def _lognorm_timestep(s: Setting) -> TimestepSampler:
+    return samplers.lognorm_timestep(s.grid, s.schedule, coupling=s.config.sampler.coupling)
 
 
 def _mode(s: Setting) -> TimestepSampler:
@@ -159,6 +171,9 @@ def _loss_second_moment(s: Setting) -> TimestepSampler:
 def _loss_proportional(s: Setting) -> TimestepSampler:
     c = s.config.sampler
     options = dataclasses.asdict(c.proportional)
+    weighting = _weighting(s)
+    if weighting is not None:
+        options |= {"schedule": s.schedule, "weighting": weighting}
     return samplers.loss_proportional(s.grid, coupling=c.coupling, **options)
 
 
@@ -166,9 +181,11 @@ def _entropy_rate(s: Setting) -> TimestepSampler:
     c, prediction = s.config.sampler, s.config.model.prediction
     options = dataclasses.asdict(c.entropy_rate)
     options["gate"] = (options["gate"], 3.0)
-    weighting = None
-    if options.pop("per_loss"):  # the loss's own weight on the error in x0
-        weighting = weightings.convert(weightings.constant(prediction=prediction), prediction, "x0")
+    weighting = _weighting(s)
+    if weighting is not None:
+        weighting = weightings.convert(weighting, prediction, "x0")
+    if not options.pop("per_loss"):
+        weighting = jnp.ones_like
     return samplers.entropy_rate(
         s.grid,
         s.schedule,
@@ -195,6 +212,7 @@ SAMPLERS: Mapping[str, Callable[[Setting], TimestepSampler]] = {
     "log_snr_cosine": _log_snr_cosine,
     "log_snr_laplace": _log_snr_laplace,
     "logit_normal": _logit_normal,
+    "lognorm_timestep": _lognorm_timestep,
     "loss_proportional": _loss_proportional,
     "loss_second_moment": _loss_second_moment,
     "mode": _mode,
@@ -232,7 +250,7 @@ WEIGHTINGS: Mapping[str, Callable[[WeightingConfig, str, NoiseSchedule], Weighti
     "snr_plus_one": lambda c, p, s: weightings.snr_plus_one(prediction=p),
     "soft_min_snr": lambda c, p, s: weightings.soft_min_snr(**_gamma(c), prediction=p),
     "truncated_snr": lambda c, p, s: weightings.truncated_snr(prediction=p),
-    "vlb": lambda c, p, s: weightings.vlb(s, prediction=p),
+    "vlb": lambda c, p, s: None,  # see _weighting
 }
 
 
@@ -243,8 +261,14 @@ def make_sampler(s: Setting) -> TimestepSampler:
         sampler = samplers.mixed_with_uniform(sampler, s.config.sampler.uniform_prob)
     if s.config.sampler.importance_weighted:
         sampler = samplers.importance_weighted(sampler)
-    c = s.config
-    weighting = WEIGHTINGS[c.weighting.name](c.weighting, c.model.prediction, s.schedule)
+    weighting = _weighting(s)
     if weighting is None:
         return sampler
     return samplers.with_weighting(sampler, weighting, s.schedule)
+
+
+def _weighting(s: Setting) -> Weighting | None:
+    c = s.config
+    if c.weighting.name == "vlb":  # the one that depends on the model's variance
+        return weightings.vlb(s.schedule, variance=c.model.variance, prediction=c.model.prediction)
+    return WEIGHTINGS[c.weighting.name](c.weighting, c.model.prediction, s.schedule)

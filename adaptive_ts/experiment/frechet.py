@@ -71,7 +71,7 @@ def classifier_features(data: DataConfig, log: Log = print) -> Features:
     params = model.init(jax.random.key(0), image)["params"]
     folder = datasets.prepare(data.name, data_dir=data.dir, source_dir=data.source_dir, log=log)
     size = "x".join(map(str, train.images.shape[1:]))
-    cache = folder / f"classifier-{size}-{train.fingerprint}.npz"
+    cache = folder / f"classifier-{size}-{data.downsample}-{train.fingerprint}.npz"
     params = _restore(cache, params) or _save(cache, _train(model, params, train), log)
     apply = jax.jit(lambda x: model.apply({"params": params}, x))
 

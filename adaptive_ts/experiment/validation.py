@@ -1,5 +1,6 @@
 """What is wrong with a config: every problem, each with its field, the value and the remedy."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -39,6 +40,12 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 
 # Samplers that don't draw by inverse CDF.
 _UNCOUPLED = ("adaptive", "curriculum", "speed")
+# Groups of options -> the samplers they are for, where their name does not say it.
+_OWNERS = {
+    "log_snr": ("log_normal_sigma", "log_snr_laplace", "log_snr_cauchy", "log_snr_cosine"),
+    "second_moment": ("loss_second_moment",),
+    "proportional": ("loss_proportional",),
+}
 
 
 def validate(config: Any, known: Mapping[str, Sequence[str]] | None = None) -> list[str]:
@@ -76,7 +83,8 @@ def _conflicts(c: Any) -> list[str]:
             f"levels: give one True or False for each of --model.multipliers "
             f"{_words(c.model.multipliers)}"
         )
-    if c.sampler.num_selected > c.sampler.num_buckets:
+    problems += _unused(c)
+    if c.sampler.name == "adaptive" and c.sampler.num_selected > c.sampler.num_buckets:
         problems.append(
             f"--sampler.num_selected: {c.sampler.num_selected} is out of range: must be in "
             f"1..{c.sampler.num_buckets} (--sampler.num_buckets)"
@@ -97,6 +105,29 @@ def _conflicts(c: Any) -> list[str]:
             "sampler, whose draws are its own: leave it out"
         )
     return problems + _host_problems(c.hosts)
+
+
+def _unused(c: Any) -> list[str]:
+    """Options of samplers and weightings that are not the chosen ones."""
+    problems = []
+    for field in dataclasses.fields(c.sampler):
+        group = getattr(c.sampler, field.name)
+        owners = _OWNERS.get(field.name, (field.name,))
+        if (
+            dataclasses.is_dataclass(group)
+            and c.sampler.name not in owners
+            and group != type(group)()
+        ):
+            problems.append(
+                f"--sampler.{field.name}: its options mean nothing to the {c.sampler.name} "
+                f"sampler: leave them out, or add --sampler.name {owners[0]}"
+            )
+    plain = type(c.weighting)()
+    if c.weighting.name == plain.name and c.weighting != plain:
+        problems.append(
+            "--weighting: its options mean nothing without a weighting: add --weighting.name NAME"
+        )
+    return problems
 
 
 def _host_problems(hosts: Any) -> list[str]:

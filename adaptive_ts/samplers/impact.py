@@ -4,11 +4,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from adaptive_ts import collectives
 from adaptive_ts.draws import Coupling, check_coupling, unit_draws
-from adaptive_ts.grid import TimeGrid, strata
+from adaptive_ts.grid import TimeGrid
 from adaptive_ts.laws import table_sampler
 from adaptive_ts.policy import beta_log_mass
 from adaptive_ts.probe import forward_impact
@@ -115,7 +116,8 @@ def impact(
 
     Args:
       grid: the time grid.
-      optimizer: the model's own optax optimizer.
+      optimizer: the model's own optax optimizer; its ``update`` is called with gradients, state
+        and params only.
       objective: per-example loss that J is made of; None for the extra ``loss_fn``.
       kappa: the power in J.
       every: f_S, optimizer steps from one probe to the next.
@@ -138,7 +140,8 @@ def impact(
     Returns:
       A `TimestepSampler` whose state is an `ImpactState`. Metrics: ``probed``, and of the last
       probe ``reward_mean`` and ``reward_std`` (of the impacts over the buckets, unscaled),
-      ``entropy`` (of p, relative to uniform's 0) and ``nonfinite`` (impacts left out).
+      ``entropy`` (of p, relative to uniform's 0) and ``nonfinite`` (impacts that were not finite;
+      one is enough to leave out the probe).
 
     Raises:
       ValueError: an option out of its range.
@@ -250,7 +253,7 @@ def _probe(
         model.params,
         direction,
         collectives.take_examples(model.batch, chosen, size, axis_name),
-        strata(grid, options.num_buckets, keys[3]) if options.jitter else cells.timesteps,
+        cells.jittered(keys[3]) if options.jitter else cells.timesteps,
         keys[4],
         chunk=options.chunk,
         axis_name=axis_name,
@@ -273,8 +276,8 @@ def _probe(
     report = {
         "reward_mean": jnp.mean(kept),
         "reward_std": jnp.std(kept),
-        "entropy": -jnp.sum(p * jnp.log(p / cells.share)),
-        "nonfinite": jnp.sum(~finite).astype(jnp.float32),
+        "entropy": -jnp.sum(jax.scipy.special.xlogy(p, p / cells.share)),
+        "nonfinite": jnp.where(sound, 0, jnp.maximum(jnp.sum(~finite), 1)).astype(jnp.float32),
     }
     return new._replace(report=report)
 
@@ -323,7 +326,7 @@ def _response(model: _Model, grads: Params) -> Params:
     zeros = jax.tree.map(jnp.zeros_like, grads)
     moved, _ = model.optimizer.update(grads, model.opt_state, model.params)
     coasted, _ = model.optimizer.update(zeros, model.opt_state, model.params)
-    return jax.tree.map(jnp.subtract, moved, coasted)
+    return jax.tree.map(lambda a, b, p: (a - b).astype(p.dtype), moved, coasted, model.params)
 
 
 def _law(state: ImpactState, share: PerBucket, options: _Options) -> PerBucket:
@@ -359,20 +362,13 @@ def _check(options: _Options) -> None:
         value = getattr(options, name)
         if value is None and name == "chunk":
             continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    _check_numbers(options)
     if options.smooth % 2 == 0:
         raise ValueError(
             f"smooth must be odd, for a window about each bucket; got {options.smooth}"
         )
-    if not 0 < options.temperature < float("inf"):
-        raise ValueError(f"temperature must be finite and above 0, got {options.temperature}")
-    if not abs(options.kappa) < float("inf"):
-        raise ValueError(f"kappa must be finite, got {options.kappa}; 1 is the plain sum")
-    if not 0 <= options.uniform_prob <= 1:
-        raise ValueError(f"uniform_prob must be in [0, 1], got {options.uniform_prob}")
-    if not 0 <= options.decay < 1:
-        raise ValueError(f"decay must be in [0, 1), got {options.decay}")
     if options.fit not in ("free", "beta"):
         raise ValueError(f"fit must be 'free' or 'beta', got {options.fit!r}")
     if options.objective is not None and not callable(options.objective):
@@ -386,3 +382,18 @@ def _check(options: _Options) -> None:
             f"bucket_sharding is for the global view, but axis_name={options.axis_name!r} was "
             "given too: leave one of them out"
         )
+
+
+def _check_numbers(options: _Options) -> None:
+    for name in ("temperature", "kappa", "uniform_prob", "decay"):
+        value = getattr(options, name)
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+            raise ValueError(f"{name} must be a number, got {value!r}")
+    if not 0 < options.temperature < float("inf"):
+        raise ValueError(f"temperature must be finite and above 0, got {options.temperature}")
+    if not abs(options.kappa) < float("inf"):
+        raise ValueError(f"kappa must be finite, got {options.kappa}; 1 is the plain sum")
+    if not 0 <= options.uniform_prob <= 1:
+        raise ValueError(f"uniform_prob must be in [0, 1], got {options.uniform_prob}")
+    if not 0 <= options.decay < 1:
+        raise ValueError(f"decay must be in [0, 1), got {options.decay}")

@@ -224,9 +224,9 @@ def entropy_rate(
       schedule: the noise schedule, of the same timesteps.
       prediction: whose mean squared error the losses are: "eps", "x0", "v" or "flow"; turned
         into that of x_0 by 1 / SNR, 1, 1 / (SNR + 1) or 1 / (1 + sqrt SNR)^2.
-      weighting: (b,) log-SNR -> (b,), the weight w that the objective puts on the error of x_0
-        (a weight 1 of the eps error is SNR, of the v error SNR + 1); None lets p itself follow
-        the entropy rate.
+      weighting: (b,) log-SNR -> (b,), the weight w that the objective puts on the error of x_0;
+        None for that of the plain loss, weight 1 on the prediction's own error (for eps, SNR).
+        ``jnp.ones_like`` lets p itself follow the entropy rate.
       gate: (c, n), c in units of sigma for x_0 in [-1, 1]; None for no gate.
       num_buckets: strata of the grid, at most T.
       decay: of the averages, per update.
@@ -261,7 +261,8 @@ def entropy_rate(
     """
     known(prediction, PREDICTIONS, "prediction")
     check_schedule(grid, schedule)
-    if gate is not None and not (len(gate) == 2 and all(0 < x < math.inf for x in gate)):
+    pair = isinstance(gate, tuple | list) and len(gate) == 2
+    if gate is not None and not (pair and all(0 < x < math.inf for x in gate)):
         raise ValueError(f"gate must be (c, n), finite and above 0, or None, got {gate}")
     cells = strata_of(grid, num_buckets)
     width = _log_snr_widths(grid, schedule, cells)
@@ -274,7 +275,9 @@ def entropy_rate(
         if gate is not None:
             c, n = map(float, gate)
             found = found * jax.nn.sigmoid(-n * (log_snr / 2 + math.log(c)))
-        return found if weighting is None else found / weighting(log_snr)
+        if weighting is None:
+            return found * jnp.exp(-log_error_ratio(prediction, log_snr))
+        return found / weighting(log_snr)
 
     return _proportional(
         grid, cells, factor, 1.0, decay, uniform_prob, importance_weighted, coupling, axis_name

@@ -63,7 +63,10 @@ def mixed_with_uniform(
     grid: TimeGrid | None = None,
     axis_name: AxisName = None,
 ) -> TimestepSampler:
-    """Draws from (1 - prob) p + prob uniform, so that no importance weight exceeds 1 / prob.
+    """Draws from (1 - prob) p + prob uniform, so that importance weights are at most 1 / prob.
+
+    (On a grid with ``rounding="nearest"`` twice that at its two ends, which uniform draws reach
+    half as often.)
 
     Args:
       sampler: p. Where it is importance weighted, the mixture is.

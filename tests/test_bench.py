@@ -50,7 +50,8 @@ def record(seed, label="uniform", vlb=3.0, frechet=2.0, curve=None, **changes):
     return {
         "label": label, "dataset": "digits", "schedule": "linear", "seed": seed,
         "fingerprint": "f", "setting": "s", "cores": 1, "steps": 30, "seconds": 3.0,
-        "vlb": vlb, "frechet": frechet, "mse": 0.1, "curve": curve, "timesteps": [0, 10, 40], "mse_by_timestep": [0.9, 0.3, 0.1],
+        "vlb": vlb, "frechet": frechet, "mse": 0.1, "curve": curve,
+        "timesteps": [0, 10, 40], "mse_by_timestep": [0.9, 0.3, 0.1],
         "density": [1.5, 1.0, 0.5], "density_timesteps": [5, 25, 45], **changes,
     }  # fmt: skip
 

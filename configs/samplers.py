@@ -11,7 +11,7 @@ Rows:        bench_uniform               what every other row is compared with, 
              bench_entropy_rate          InfoNoise
              bench_loss_proportional     p ~ L, weights 1
              bench_adaptive_as_published CVPR 2025, as the released code has it
-             bench_adaptive              the same with our defaults
+             bench_adaptive              the same with our defaults, but for entropy_coef 0.1
              bench_impact                forward-mode impact
 Command:     python -m adaptive_ts.experiment.bench --seeds 10 11 12 13 14 --jobs 2
 Hardware:    2 CPU cores, a run on each

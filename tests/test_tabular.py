@@ -425,6 +425,25 @@ def test_entropy_rate_divides_by_the_weight_of_the_x0_error_and_gates_low_noise(
         np.testing.assert_allclose(law(**options), expected / expected.sum(), rtol=1e-4)
 
 
+def test_entropy_rate_bounds_the_error_by_the_variance_of_the_data():
+    """An eps model that has learned nothing: its implied error of x_0 is 1 / SNR without end."""
+    grid = ats.discrete(1000)
+    log_snr = np.asarray(LINEAR.log_snr(jnp.arange(1000)), np.float64)
+    width = np.abs(np.gradient(log_snr))
+    for variance in (1.0, 0.3, None):
+        sampler = entropy_rate(
+            grid, LINEAR, num_buckets=1000, uniform_prob=0.0, gate=None, data_variance=variance
+        )
+        state, _ = learn(sampler, (np.arange(1000), np.ones(1000)))
+        mmse = np.minimum(np.exp(-log_snr), np.inf if variance is None else variance)
+        expected = width * mmse
+        np.testing.assert_allclose(
+            probabilities(sampler, state), expected / expected.sum(), rtol=1e-3
+        )
+    _, metrics = learn(sampler, ([0, 1], [np.inf, 1.0]))
+    assert metrics["nonfinite"] == 1  # a bound does not make it finite
+
+
 def test_entropy_rate_shifts_the_objective_unless_told_otherwise():
     for importance_weighted in (False, True):
         sampler = entropy_rate(ats.discrete(1000), LINEAR, importance_weighted=importance_weighted)
@@ -455,6 +474,7 @@ GRID = ats.discrete(1000)
         (lambda: entropy_rate(GRID, LINEAR, prediction="epsilon"), "did you mean 'eps'"),
         (lambda: entropy_rate(GRID, LINEAR, gate=(0.0, 3)), "gate .* got"),
         (lambda: entropy_rate(GRID, LINEAR, gate=0.15), "gate .* got 0.15"),
+        (lambda: entropy_rate(GRID, LINEAR, data_variance=0.0), "data_variance .* got 0.0"),
         (lambda: entropy_rate(GRID, LINEAR, gate=(1.0, 2.0, 3.0)), "gate .* got"),
     ],
 )

@@ -136,6 +136,8 @@ class EntropyRateConfig:
     """Strata of the time axis."""
     gate: float = 0.15
     """The noise level below which the gate closes."""
+    data_variance: float = 1.0
+    """Variance of the images per pixel, which bounds the error in x0."""
     per_loss: bool = True
     """Divide by the weight of the training loss on the error in x0."""
 

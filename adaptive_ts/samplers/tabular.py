@@ -183,13 +183,11 @@ def loss_proportional(
     if not 0 <= gamma < math.inf:
         raise ValueError(f"gamma must be finite and at least 0, got {gamma}; 0 is uniform")
 
-    def factor(t: PerExample) -> PerExample:
-        return (
-            jnp.ones(t.shape, jnp.float32) if weighting is None else weighting(schedule.log_snr(t))
-        )
+    def weighted(t: PerExample, losses: PerExample) -> PerExample:
+        return losses if weighting is None else losses * weighting(schedule.log_snr(t))
 
     return _proportional(
-        grid, strata_of(grid, num_buckets), factor, float(gamma), decay, uniform_prob,
+        grid, strata_of(grid, num_buckets), weighted, float(gamma), decay, uniform_prob,
         importance_weighted, coupling, axis_name,
     )  # fmt: skip
 
@@ -201,6 +199,7 @@ def entropy_rate(
     prediction: str = "eps",
     weighting: Weighting | None = None,
     gate: tuple[float, float] | None = (0.15, 3.0),
+    data_variance: float | None = 1.0,
     num_buckets: int = 100,
     decay: float = 0.99,
     uniform_prob: float = 0.01,
@@ -228,6 +227,9 @@ def entropy_rate(
         None for that of the plain loss, weight 1 on the prediction's own error (for eps, SNR).
         ``jnp.ones_like`` lets p itself follow the entropy rate.
       gate: (c, n), c in units of sigma for x_0 in [-1, 1]; None for no gate.
+      data_variance: variance of x_0 per dimension, which mmse cannot exceed: losses that imply more
+        are held there, as those of an eps model do at high noise, where little SNR divides them.
+        1 bounds that of any x_0 in [-1, 1]; None for no bound.
       num_buckets: strata of the grid, at most T.
       decay: of the averages, per update.
       uniform_prob: probability of a uniform draw.
@@ -267,11 +269,16 @@ def entropy_rate(
     cells = strata_of(grid, num_buckets)
     width = _log_snr_widths(grid, schedule, cells)
 
-    def factor(t: PerExample) -> PerExample:
+    if data_variance is not None and not 0 < data_variance < math.inf:
+        raise ValueError(f"data_variance must be finite and above 0, or None, got {data_variance}")
+
+    def rate(t: PerExample, losses: PerExample) -> PerExample:
         log_snr = schedule.log_snr(t)
         cell = cells.to_stratum(t) if grid.num_timesteps is None else t
-        snr_per_error = jnp.exp(log_snr - log_error_ratio(prediction, log_snr))
-        found = 0.5 * jnp.asarray(width)[cell] * snr_per_error
+        mmse = losses * jnp.exp(-log_error_ratio(prediction, log_snr))
+        if data_variance is not None:
+            mmse = jnp.minimum(mmse, jnp.float32(data_variance))
+        found = 0.5 * jnp.asarray(width)[cell] * jnp.exp(log_snr) * mmse
         if gate is not None:
             c, n = map(float, gate)
             found = found * jax.nn.sigmoid(-n * (log_snr / 2 + math.log(c)))
@@ -280,7 +287,7 @@ def entropy_rate(
         return found / weighting(log_snr)
 
     return _proportional(
-        grid, cells, factor, 1.0, decay, uniform_prob, importance_weighted, coupling, axis_name
+        grid, cells, rate, 1.0, decay, uniform_prob, importance_weighted, coupling, axis_name
     )
 
 
@@ -300,7 +307,7 @@ def _log_snr_widths(grid: TimeGrid, schedule: NoiseSchedule, cells: Strata) -> n
 def _proportional(
     grid: TimeGrid,
     cells: Strata,
-    factor: Callable[[PerExample], PerExample],
+    terms_of: Callable[[PerExample, PerExample], PerExample],
     gamma: float,
     decay: float,
     uniform_prob: float,
@@ -308,7 +315,7 @@ def _proportional(
     coupling: Coupling,
     axis_name: AxisName,
 ) -> TimestepSampler:
-    """p_t ~ (mean of factor(t) loss over t's stratum)^gamma."""
+    """p_t ~ (mean of terms_of(t, loss) over t's stratum)^gamma."""
     if not 0 < decay <= 1:
         raise ValueError(f"decay must be in (0, 1], got {decay}; 1 keeps plain totals")
     _check_prob(uniform_prob)
@@ -325,8 +332,9 @@ def _proportional(
     def update(
         state: LossStatistics, sample: TimestepSample, losses: PerExample, **extra: Any
     ) -> tuple[LossStatistics, Metrics]:
-        terms = factor(sample.t) * losses.astype(jnp.float32)
-        terms = jnp.where(jnp.abs(terms) < _HUGE, terms, jnp.nan)
+        losses = losses.astype(jnp.float32)
+        terms = terms_of(sample.t, losses)
+        terms = jnp.where(jnp.isfinite(losses) & (jnp.abs(terms) < _HUGE), terms, jnp.nan)
         bucket = cells.to_stratum(sample.t)
         state = update_statistics(state, bucket, terms, decay=decay, axis_name=axis_name)
         return state, {

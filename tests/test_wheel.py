@@ -160,7 +160,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert wheel.name.startswith(f"adaptive_ts-{adaptive_ts.__version__}-py3-none-any")
     core = {re.split(r"[<>=!~ \[;]", d)[0] for d in header.get_all("Requires-Dist")
             if "extra ==" not in d}  # fmt: skip
-    assert core == {"jax", "flax", "optax", "numpy"}
+    assert core == {"jax", "flax", "optax", "numpy", "scipy"}
 
     assert {"adaptive_ts/__init__.py", "adaptive_ts/py.typed", "adaptive_ts/types.py"} <= names
     info = metadata.rpartition("/")[0]

@@ -255,7 +255,7 @@ def entropy_rate(
       >>> draw = ats.TimestepSample(t, (t + 0.5) / 1000, jnp.ones(1000))
       >>> state, metrics = sampler.update(state, draw, jnp.exp(-t / 100))  # falls with the noise
       >>> density = jnp.exp(sampler.log_density(state, draw, None))
-      >>> print(density[900] < 1 < density[100])
+      >>> print(density[0] < 1 < density[900])  # the gate at low noise, 1 / w at high
       True
 
     Source: Raya et al. 2026 (arXiv 2602.18647), Eqs. 13-15, with its n = 3. A fixed c = 0.15 is

@@ -10,10 +10,12 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from adaptive_ts.experiment import sharding
 from adaptive_ts.experiment.cli import parse, run_cli
@@ -22,8 +24,9 @@ from adaptive_ts.experiment.config import Config, SamplerConfig
 from adaptive_ts.experiment.data import load_split
 from adaptive_ts.experiment.errors import UserError
 from adaptive_ts.experiment.factory import build, known_names
-from adaptive_ts.experiment.state import make_init
+from adaptive_ts.experiment.state import TrainState, make_init
 from adaptive_ts.experiment.step import make_step
+from adaptive_ts.types import Batch, Key
 
 CYCLES = 5
 
@@ -44,20 +47,58 @@ class Overhead(NamedTuple):
     every: int
     batch_size: int
 
-    @property
-    def flops_ratio(self) -> float:
-        """FLOPs per step, over uniform's, the probe's share spread over f_S steps."""
-        plain = self.flops["plain"]
-        probe = self.flops.get("probe", plain)
-        return (plain + (probe - plain) / self.every) / self.flops["uniform"]
+
+class _Race(NamedTuple):
+    """Uniform and the config's sampler, compiled: states by name, steps by variant."""
+
+    states: dict[str, TrainState]
+    steps: dict[str, Callable[..., Any]]
+    batch: Batch
+    key: Key
 
 
 def measure(config: Config, *, cycles: int = CYCLES) -> Overhead:
     """Trains uniform and the config's sampler side by side for ``cycles`` cycles of f_S steps."""
-    mesh = sharding.make_mesh()
+    race, every = _prepare(config, sharding.make_mesh()), config.sampler.every
+    states, steps = race.states, race.steps
+
+    def cycle(name: str) -> float:
+        began = time.perf_counter()
+        for i in range(every):
+            variant = "uniform" if name == "uniform" else "plain"
+            if name == "sampler" and i == every - 1 and "probe" in steps:
+                variant = "probe"
+            states[name], metrics = steps[variant](states[name], race.batch, race.key)
+        jax.block_until_ready((states[name], metrics))
+        return time.perf_counter() - began
+
+    for name in ("uniform", "sampler"):
+        cycle(name)  # warm-up
+    times = [(cycle("uniform"), cycle("sampler")) for _ in range(cycles)]
+    return Overhead(
+        ratios=tuple(b / a for a, b in times),
+        seconds=tuple(statistics.median(column) / every for column in zip(*times, strict=True)),
+        flops={name: _flops(step) for name, step in steps.items()},
+        every=every,
+        batch_size=config.train.batch_size,
+    )
+
+
+def flops(config: Config, mesh: Mesh) -> dict[str, float]:
+    """FLOPs of one step of uniform ("uniform"), and of the sampler ("plain", "probe")."""
+    return {name: _flops(step) for name, step in _prepare(config, mesh).steps.items()}
+
+
+def flops_ratio(flops: dict[str, float], every: int) -> float:
+    """FLOPs per step over uniform's, the probe's share spread over f_S steps."""
+    plain = flops["plain"]
+    return (plain + (flops.get("probe", plain) - plain) / every) / flops["uniform"]
+
+
+def _prepare(config: Config, mesh: Mesh) -> _Race:
     sharding.check_batch_size(config.train.batch_size, mesh)
     dataset = load_split(config.data, "train")
-    size, every = config.train.batch_size, config.sampler.every
+    size = config.train.batch_size
     images = np.resize(dataset.images, (size, *dataset.images.shape[1:]))
     batch = sharding.put_batch({"image": images, "label": np.zeros((size,), np.int32)}, mesh)
     key, whole = jax.random.key(config.seed), sharding.replicated(mesh)
@@ -74,28 +115,7 @@ def measure(config: Config, *, cycles: int = CYCLES) -> Overhead:
         for variant, probe in variants.items():
             jobs[variant] = (make_step(built.parts, probe=probe), (states[name], batch, key))
     with compiling(jobs) as compiled:
-        steps = {name: compiled(name) for name in jobs}
-
-    def cycle(name: str) -> float:
-        began = time.perf_counter()
-        for i in range(every):
-            variant = "uniform" if name == "uniform" else "plain"
-            if name == "sampler" and i == every - 1 and "probe" in steps:
-                variant = "probe"
-            states[name], metrics = steps[variant](states[name], batch, key)
-        jax.block_until_ready((states[name], metrics))
-        return time.perf_counter() - began
-
-    for name in ("uniform", "sampler"):
-        cycle(name)  # warm-up
-    times = [(cycle("uniform"), cycle("sampler")) for _ in range(cycles)]
-    return Overhead(
-        ratios=tuple(b / a for a, b in times),
-        seconds=tuple(statistics.median(column) / every for column in zip(*times, strict=True)),
-        flops={name: _flops(step) for name, step in steps.items()},
-        every=every,
-        batch_size=size,
-    )
+        return _Race(states, {name: compiled(name) for name in jobs}, batch, key)
 
 
 def _flops(compiled: Any) -> float:
@@ -107,14 +127,14 @@ def text(result: Overhead, config: Config) -> str:
     """The report, a few lines."""
     ratios, c = sorted(result.ratios), config.sampler
     device = jax.devices()[0].device_kind
-    flops = ", ".join(f"{name} {value / 1e9:.3f} G" for name, value in result.flops.items())
+    counts = ", ".join(f"{name} {value / 1e9:.3f} G" for name, value in result.flops.items())
     lines = [
         f"{c.name} over uniform, {config.data.name}, batch {result.batch_size}, "
         f"f_S={result.every}, on {jax.device_count()} x {device}:",
         f"  wall-clock per step  {statistics.median(ratios):.3f} x  (min {ratios[0]:.3f}, "
         f"max {ratios[-1]:.3f} of {len(ratios)} cycles; {1e3 * result.seconds[1]:.1f} ms over "
         f"{1e3 * result.seconds[0]:.1f} ms)",
-        f"  FLOPs per step       {result.flops_ratio:.3f} x  ({flops})",
+        f"  FLOPs per step       {flops_ratio(result.flops, result.every):.3f} x  ({counts})",
     ]
     if c.name == "adaptive":
         probed = 2 * c.num_buckets + 2 * c.num_selected * result.batch_size

@@ -1,0 +1,24 @@
+"""What a probe costs, by the compiler's own count of operations."""
+
+import jax
+import pytest
+from small_run import ROOT
+
+from adaptive_ts.experiment import overhead, sharding
+from adaptive_ts.experiment.cli import parse
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize(
+    ("sampler", "most"),
+    [("impact", 1.06), pytest.param("adaptive", 1.10, marks=pytest.mark.slow)],
+)
+def test_operations_per_step_over_uniform(run_data, sampler, most):
+    """The ``overhead`` row: 128 images, f_S = 40, a model that dwarfs its bookkeeping."""
+    argv = ["overhead", "--sampler.name", sampler, "--data.dir", str(run_data)]
+    _, config = parse(argv, configs_dir=ROOT / "configs")
+    flops = overhead.flops(config, sharding.make_mesh(jax.devices()[:1]))
+    assert flops["uniform"] <= flops["plain"] < flops["probe"]
+    ratio = overhead.flops_ratio(flops, config.sampler.every)
+    assert 1.01 < ratio <= most
+    assert overhead.flops_ratio({"uniform": 2.0, "plain": 3.0}, 40) == 1.5  # one that never probes

@@ -29,7 +29,7 @@ def plot_bench(
       points: label -> differences from uniform (``vlb``, ``frechet``), for rows that have them.
       title: what is shown.
     """
-    figure = figure_of(12, 9)
+    figure = figure_of(8.2, 6.4)
     axes = figure.subplots(2, 2)
     reference = next(iter(rows))
     base = _mean(rows[reference], "mse_by_timestep")
@@ -47,13 +47,15 @@ def plot_bench(
     axes[0, 0].set(ylabel="held-out VLB, bits/dim", yscale="log")
     _plain(axes[0, 0].yaxis)
     count_steps(axes[0, 0])
-    axes[0, 0].set_title("likelihood over training, mean over seeds", fontsize=10)
+    axes[0, 0].set_title("likelihood over training, mean over seeds", fontsize=9)
     axes[0, 1].set(xscale="log", xlabel="timestep t + 1", ylabel=f"eps-MSE / that of {reference}")
-    axes[0, 1].set_title("loss by noise level, at the end", fontsize=10)
+    axes[0, 1].set_title("loss by noise level, at the end", fontsize=9)
     axes[1, 0].set(xlabel=_TIMESTEP, ylabel="p(t) / uniform", ylim=(0, min(top, 10)))
-    axes[1, 0].set_title("timesteps drawn, at the end", fontsize=10)
+    axes[1, 0].set_title("timesteps drawn, at the end", fontsize=9)
     _tradeoff(axes[1, 1], list(rows), points)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right", frameon=False)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside right", frameon=False, fontsize=8
+    )
     finish(figure, path, title)
 
 
@@ -81,7 +83,7 @@ def _tradeoff(axes: Any, labels: list[str], points: Mapping[str, Mapping[str, An
         axes.set_xlim(*_limits([found["vlb"].mean for found in shown.values()]))
         axes.set_ylim(*_limits([found["frechet"].mean for found in shown.values()]))
     axes.set(xlabel="VLB minus uniform's, bits/dim", ylabel="Frechet distance minus uniform's")
-    axes.set_title("better: left and down (95% intervals, paired by seed)", fontsize=10)
+    axes.set_title("left and down is better (95%, paired)", fontsize=9)
 
 
 def _limits(values: list[float]) -> tuple[float, float]:

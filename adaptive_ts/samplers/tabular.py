@@ -334,7 +334,8 @@ def _proportional(
     ) -> tuple[LossStatistics, Metrics]:
         losses = losses.astype(jnp.float32)
         terms = terms_of(sample.t, losses)
-        terms = jnp.where(jnp.isfinite(losses) & (jnp.abs(terms) < _HUGE), terms, jnp.nan)
+        sound = (jnp.abs(losses) < _HUGE) & (jnp.abs(terms) < _HUGE)
+        terms = jnp.where(sound, terms, jnp.nan)
         bucket = cells.to_stratum(sample.t)
         state = update_statistics(state, bucket, terms, decay=decay, axis_name=axis_name)
         return state, {

@@ -11,10 +11,12 @@ from adaptive_ts.types import (
     Batch,
     Key,
     LossFn,
+    Metrics,
     Params,
     PerBucket,
     PerExample,
     Selected,
+    State,
 )
 
 _TINY = 1e-30  # floor of a loss whose logarithm is taken
@@ -213,6 +215,37 @@ def forward_impact(
         return jnp.where(jnp.isfinite(value), -slope, jnp.nan)
 
     return _over_buckets(at_bucket, timesteps, chunk, axis_name, sharding)
+
+
+def probe_when_due(
+    state: State,
+    probed: Callable[[State], State],
+    *,
+    every: int,
+    probe: bool | None,
+) -> tuple[State, Metrics]:
+    """Counts an optimizer step, and probes if this is one of each ``every``-th.
+
+    Args:
+      state: a NamedTuple with ``step``, optimizer steps seen, and ``report``, metrics.
+      probed: what a probe makes of it.
+      every: f_S.
+      probe: decides at trace time instead of the counter inside ``lax.cond``; None leaves it to
+        the counter.
+
+    Returns:
+      The state, and its report with ``probed`` (1 where this step probed).
+    """
+    if probe is None:
+        due = (state.step + 1) % every == 0
+        new = jax.lax.cond(due, probed, lambda state: state, state)
+    else:
+        due = jnp.asarray(bool(probe))
+        new = probed(state) if probe else state
+    return (
+        new._replace(step=state.step + 1),
+        {"probed": due.astype(jnp.float32), **new.report},
+    )
 
 
 def _over_buckets(

@@ -1,119 +1,18 @@
 """Samplers that learn from losses: against the authors' numbers, NumPy and closed forms."""
 
-from fractions import Fraction
-
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from learned_laws import BATCH, GRIDS, LINEAR, learn, probabilities, samples_at, schedule_of
 
 import adaptive_ts as ats
 from adaptive_ts.samplers.tabular import entropy_rate, loss_proportional, loss_second_moment
-from adaptive_ts.schedules import NoiseSchedule
-from adaptive_ts.tabulated import bucket_log_density, draw_from_buckets, strata_of
 from adaptive_ts.testing import check_sampler
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-BATCH = {"image": jnp.zeros((8, 8, 8, 1))}
-GRIDS = {
-    "T1000": ats.discrete(1000),
-    "T50_nearest": ats.discrete(50, rounding="nearest"),
-    "continuous": ats.continuous(20, t_min=1e-3, t_max=1 - 1e-3),
-}
-LINEAR = ats.linear(1000)
-
-
-def straight_line():
-    """alpha = 1 - t, sigma = t."""
-    log_snr = lambda t: 2 * (jnp.log1p(-t) - jnp.log(t))  # noqa: E731
-    return NoiseSchedule("straight", None, None, lambda t: 1 - t, lambda t: t, log_snr)
-
-
-def schedule_of(grid):
-    return straight_line() if grid.num_timesteps is None else ats.linear(grid.num_timesteps)
-
-
-def samples_at(t, grid=None):
-    t = jnp.asarray(t)
-    u = jnp.full(t.shape, 0.5) if grid is None else grid.to_u(t)
-    return ats.TimestepSample(t, u, jnp.ones(t.shape))
-
-
-def probabilities(sampler, state):
-    """p of every timestep of a discrete grid, or of 2000 equal cells."""
-    grid = sampler.sample.grid
-    if grid.num_timesteps is None:
-        t = grid.to_t((jnp.arange(2000) + 0.5) / 2000)
-    else:
-        t = jnp.arange(grid.num_timesteps)
-    return np.exp(np.asarray(sampler.log_density(state, samples_at(t), None))) / len(t)
-
-
-def learn(sampler, *batches):
-    state = sampler.init(jax.random.key(0), BATCH)
-    for t, losses in batches:
-        state, metrics = sampler.update(state, samples_at(t), jnp.asarray(losses, jnp.float32))
-    return state, metrics
-
-
-# Strata and draws
-
-
-@pytest.mark.parametrize(("T", "num"), [(1000, 100), (50, 40), (7, 3), (10, 25), (1000, 1)])
-def test_strata_of_a_discrete_grid(T, num):
-    cells = strata_of(ats.discrete(T), num)
-    num = min(num, T)
-    expected = [int((t + Fraction(1, 2)) * num / T) for t in range(T)]
-    np.testing.assert_array_equal(cells.to_stratum(jnp.arange(T)), expected)
-    size = np.bincount(expected)
-    assert cells.num == num == len(size) and size.min() >= 1
-    np.testing.assert_array_equal(cells.to_stratum(cells.timesteps), np.arange(num))
-    np.testing.assert_allclose(cells.share, size / T, rtol=1e-6)
-    p = np.random.default_rng(0).dirichlet(np.ones(num)).astype(np.float32)
-    np.testing.assert_allclose(cells.spread(p), (p / size)[expected], rtol=1e-6)
-
-
-def test_strata_of_continuous_time():
-    grid = ats.continuous(20, t_min=1.0, t_max=3.0)
-    cells = strata_of(grid, 8)
-    t = jnp.asarray([1.001, 1.249, 1.251, 2.999])
-    np.testing.assert_array_equal(cells.to_stratum(t), [0, 0, 1, 7])
-    np.testing.assert_allclose(cells.timesteps, 1.125 + 0.25 * np.arange(8))
-    p = np.random.default_rng(0).dirichlet(np.ones(8)).astype(np.float32)
-    density = bucket_log_density(grid, cells.spread(p), t)
-    np.testing.assert_allclose(np.exp(density), 8 * p[[0, 0, 1, 7]], rtol=1e-6)
-    drawn, u = draw_from_buckets(grid, cells.spread(p), jnp.asarray(np.cumsum(p) - p / 2))
-    np.testing.assert_array_equal(cells.to_stratum(drawn), np.arange(8))
-    np.testing.assert_allclose(drawn, 1 + 2 * u, rtol=1e-6)
-
-
-def test_draws_are_the_inverse_cdf_and_pass_over_empty_buckets():
-    rng = np.random.default_rng(0)
-    p = rng.random(1000).astype(np.float32) * (rng.random(1000) < 0.3)
-    cdf = np.cumsum(p, dtype=np.float64) / p.sum(dtype=np.float64)
-    draw = jax.jit(lambda v: draw_from_buckets(ats.discrete(1000), p, v))
-    v = rng.random(4000).astype(np.float32)
-    clear = np.abs(v[:, None] - cdf).min(1) > 1e-5
-    t, u = draw(v)
-    np.testing.assert_array_equal(t[clear], np.searchsorted(cdf, v[clear], side="right"))
-    np.testing.assert_array_equal(np.floor(u * 1000), t)
-    # A sum in parallel rises by rounding errors in empty buckets: v right there.
-    rough = np.asarray(jnp.cumsum(p) / jnp.cumsum(p)[-1])
-    near = [np.clip(np.nextafter(rough, side), 1e-7, 1 - 1e-7) for side in (0, 1)]
-    for v in (*near, np.clip(rough, 1e-7, 1 - 1e-7)):
-        assert np.all(p[draw(v.astype(np.float32))[0]] > 0)
-
-
-def test_tabulated_errors():
-    for num in (0, 2.5, True):
-        with pytest.raises(ValueError, match=f"got {num}"):
-            strata_of(ats.discrete(10), num)
-    for call in (draw_from_buckets, bucket_log_density):
-        with pytest.raises(ValueError, match=r"need \(10,\)"):
-            call(ats.discrete(10), jnp.ones(9), jnp.asarray([0]))
-
 
 # The contract
 
@@ -347,111 +246,6 @@ def test_proportional_in_continuous_time():
     state, _ = learn(sampler, ([0.1, 0.6, 1.1, 1.6], [1.0, 2.0, 3.0, 4.0]))
     expected = (0.8 * np.arange(1, 5) / 10 + 0.2 / 4) / 500
     np.testing.assert_allclose(probabilities(sampler, state), np.repeat(expected, 500), rtol=1e-5)
-
-
-# InfoNoise
-
-
-def gaussian_losses(log_snr, prediction, variance):
-    """The exact losses for x_0 ~ N(0, variance): mmse = variance sigma^2 / (variance + sigma^2)."""
-    snr = np.exp(np.asarray(log_snr, np.float64))
-    mmse = variance / (variance * snr + 1)
-    return mmse * {"eps": snr, "x0": 1, "v": snr + 1, "flow": (1 + np.sqrt(snr)) ** 2}[prediction]
-
-
-def entropy_lost(log_snr, variance):
-    """The integral of mmse / sigma^3 from sigma = 0, plus a constant: H(x_0 | x_t)."""
-    sigma = np.exp(-np.asarray(log_snr, np.float64) / 2)
-    return np.log(sigma) - np.log(variance + sigma**2) / 2
-
-
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "flow"])
-@pytest.mark.parametrize("num_buckets", [1000, 100])
-def test_entropy_rate_of_gaussian_data(prediction, num_buckets):
-    variance = 0.25
-    log_snr = np.asarray(LINEAR.log_snr(jnp.arange(1000)), np.float64)
-    sampler = entropy_rate(
-        ats.discrete(1000), LINEAR, prediction=prediction, gate=None, num_buckets=num_buckets,
-        uniform_prob=0.0, weighting=jnp.ones_like,
-    )  # fmt: skip
-    losses = gaussian_losses(log_snr, prediction, variance)
-    state, _ = learn(sampler, (np.arange(1000), losses))
-    middle = (log_snr[1:] + log_snr[:-1]) / 2
-    ends = 2 * log_snr[[0, -1]] - middle[[0, -1]]
-    entropy = entropy_lost(np.concatenate([ends[:1], middle, ends[1:]]), variance)
-    expected = np.diff(entropy)[::1].reshape(num_buckets, -1).sum(1) / np.ptp(entropy)
-    found = probabilities(sampler, state).reshape(num_buckets, -1).sum(1)
-    np.testing.assert_allclose(found, expected, rtol=0.03, atol=1e-6)
-    np.testing.assert_allclose(found[num_buckets // 20 :], expected[num_buckets // 20 :], rtol=2e-3)
-
-
-def test_entropy_rate_in_continuous_time():
-    variance, grid = 0.25, GRIDS["continuous"]
-    schedule = straight_line()
-    sampler = entropy_rate(
-        grid, schedule, prediction="flow", gate=None, num_buckets=200, uniform_prob=0.0,
-        weighting=jnp.ones_like,
-    )  # fmt: skip
-    t = grid.to_t((jnp.arange(20_000, dtype=jnp.float32) + 0.5) / 20_000)
-    state, _ = learn(sampler, (t, gaussian_losses(schedule.log_snr(t), "flow", variance)))
-    edges = np.linspace(1e-3, 1 - 1e-3, 201)
-    entropy = entropy_lost(2 * np.log((1 - edges) / edges), variance)
-    found = probabilities(sampler, state).reshape(200, -1).sum(1)
-    np.testing.assert_allclose(found, np.diff(entropy) / np.ptp(entropy), rtol=0.01, atol=1e-6)
-
-
-def test_entropy_rate_divides_by_the_weight_of_the_x0_error_and_gates_low_noise():
-    grid, c, n = ats.discrete(1000), 0.3, 2.0
-    log_snr = np.asarray(LINEAR.log_snr(jnp.arange(1000)), np.float64)
-    sigma = np.exp(-log_snr / 2)
-    losses = gaussian_losses(log_snr, "eps", 0.25)
-
-    def law(**options):
-        sampler = entropy_rate(grid, LINEAR, num_buckets=1000, uniform_prob=0.0, **options)
-        return probabilities(sampler, learn(sampler, (np.arange(1000), losses))[0])
-
-    alone = {"weighting": jnp.ones_like}
-    rate = law(gate=None, **alone)
-    for options, factor in (
-        ({"gate": (c, n), **alone}, sigma**n / (sigma**n + c**n)),
-        (alone, sigma**3 / (sigma**3 + 0.15**3)),
-        ({"gate": None}, sigma**2),  # the plain loss's own weight on the x_0 error is SNR
-        (
-            {"gate": None, "weighting": lambda x: jnp.minimum(jnp.exp(x), 5)},
-            1 / np.minimum(sigma**-2, 5),
-        ),
-    ):
-        expected = rate * factor
-        np.testing.assert_allclose(law(**options), expected / expected.sum(), rtol=1e-4)
-
-
-def test_entropy_rate_bounds_the_error_by_the_variance_of_the_data():
-    """An eps model that has learned nothing: its implied error of x_0 is 1 / SNR without end."""
-    grid = ats.discrete(1000)
-    log_snr = np.asarray(LINEAR.log_snr(jnp.arange(1000)), np.float64)
-    width = np.abs(np.gradient(log_snr))
-    for variance in (1.0, 0.3, None):
-        sampler = entropy_rate(
-            grid, LINEAR, num_buckets=1000, uniform_prob=0.0, gate=None, data_variance=variance
-        )
-        state, _ = learn(sampler, (np.arange(1000), np.ones(1000)))
-        mmse = np.minimum(np.exp(-log_snr), np.inf if variance is None else variance)
-        expected = width * mmse
-        np.testing.assert_allclose(
-            probabilities(sampler, state), expected / expected.sum(), rtol=1e-3
-        )
-    _, metrics = learn(sampler, ([0, 1], [np.inf, 1.0]))
-    assert metrics["nonfinite"] == 1  # a bound does not make it finite
-
-
-def test_entropy_rate_shifts_the_objective_unless_told_otherwise():
-    for importance_weighted in (False, True):
-        sampler = entropy_rate(ats.discrete(1000), LINEAR, importance_weighted=importance_weighted)
-        state, _ = learn(sampler, (np.arange(1000), np.ones(1000)))
-        draw = sampler.sample(jax.random.key(0), state, BATCH)
-        p = probabilities(sampler, state)[draw.t]
-        expected = 1 / (1000 * p) if importance_weighted else np.ones(8)
-        np.testing.assert_allclose(draw.weight, expected, rtol=1e-4)
 
 
 GRID = ats.discrete(1000)

@@ -16,16 +16,15 @@ from adaptive_ts.experiment.config import Config
 from adaptive_ts.experiment.data import Dataset, batches, load_split
 from adaptive_ts.experiment.evaluate import Strata, geometric_strata
 from adaptive_ts.experiment.factory import Built, build
+from adaptive_ts.experiment.finish import image_maker
 from adaptive_ts.experiment.frechet import Features, classifier_features, frechet_distance, gaussian
-from adaptive_ts.experiment.generate import make_generator
-from adaptive_ts.experiment.state import TrainState, make_init
+from adaptive_ts.experiment.state import TrainState, abstract, make_init
 from adaptive_ts.experiment.step import density_timesteps, make_density, make_step, prepare
 from adaptive_ts.types import Key, Params
 
 EVALUATIONS = 12  # on the way, on one batch of held-out images
 BATCHES = 4  # of held-out images at the end
 _BATCH = 64
-_GENERATED_AT_ONCE = 250
 _DENSITY_POINTS = 25
 
 
@@ -40,7 +39,7 @@ class _Entry(NamedTuple):
     steps: dict[bool | None, Callable[..., Any]]
     density: Callable[..., jax.Array]
     measure: Callable[[Params, int], tuple[np.ndarray, np.ndarray]]
-    generate: Callable[[Params], np.ndarray]
+    generate: Callable[[Params, Key], np.ndarray]
     features: Features
     strata: Strata
     prior: float
@@ -69,10 +68,7 @@ def _prepare(config: Config) -> _Entry:
     example = {"image": jax.ShapeDtypeStruct(shape, jnp.float32)}
     init = make_init(built.init_params, built.parts.optimizer, built.parts.sampler, example)
     key = jax.random.key(0)
-    state = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-        jax.eval_shape(init, key),
-    )
+    state = abstract(init, key, mesh)
     batch = {
         "image": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=rows),
         "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=rows),
@@ -95,7 +91,7 @@ def _prepare(config: Config) -> _Entry:
         steps={v: functions[v] for v in variants},
         density=functions["density"],
         measure=_measurer(config, built, test, strata),
-        generate=_generator(config, built, shape[1:]),
+        generate=image_maker(config, built, shape[1:], mesh),
         features=classifier_features(config.data, lambda line: None),
         strata=strata,
         prior=_prior(built, test),
@@ -122,7 +118,7 @@ def _run(entry: _Entry, seed: int) -> dict[str, Any]:
     mse, vlb = entry.measure(state.ema, BATCHES)
     total_vlb, total_mse = _totals(entry, vlb, mse)
     features = entry.features
-    made = gaussian(features.extract(entry.generate(state.ema)))
+    made = gaussian(features.extract(entry.generate(state.ema, jax.random.key(2**31 - 2))))
     density = np.asarray(entry.density(state.sampler, batch))
     at = np.linspace(0, len(density) - 1, _DENSITY_POINTS).round().astype(int)
     return {
@@ -187,26 +183,3 @@ def _measurer(
         return mse.astype(np.float64), np.asarray(bits(jnp.asarray(mse)), np.float64)
 
     return measure
-
-
-def _generator(
-    config: Config, built: Built, shape: tuple[int, ...]
-) -> Callable[[Params], np.ndarray]:
-    c, key = config.generate, jax.random.key(2**31 - 2)
-    generate = make_generator(
-        built.eps_fn,
-        built.schedule,
-        tuple(shape),
-        solver=c.solver,
-        steps=c.steps,
-        eta=c.eta,
-        variance=config.model.variance,
-    )
-
-    def images(params: Params) -> np.ndarray:
-        starts = range(0, c.num_images, _GENERATED_AT_ONCE)
-        indices = (jnp.arange(i, i + _GENERATED_AT_ONCE, dtype=jnp.int32) for i in starts)
-        made = [np.asarray(generate(params, key, index)) for index in indices]
-        return np.concatenate(made)[: c.num_images]
-
-    return images

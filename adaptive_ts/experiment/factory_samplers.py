@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from adaptive_ts import samplers, weightings
 from adaptive_ts.diffusion import ExampleLoss
 from adaptive_ts.experiment import sharding
-from adaptive_ts.experiment.config import Config, WeightingConfig
+from adaptive_ts.experiment.config import Config, ModelConfig, WeightingConfig
 from adaptive_ts.grid import TimeGrid
 from adaptive_ts.policy import conv_beta_policy
 from adaptive_ts.schedules import NoiseSchedule
@@ -226,31 +226,33 @@ def _gamma(c: WeightingConfig) -> dict[str, float]:
     return _given({"gamma": c.gamma})
 
 
-# (options, prediction, schedule) -> weighting
-WEIGHTINGS: Mapping[str, Callable[[WeightingConfig, str, NoiseSchedule], Weighting | None]] = {
-    "change_aware": lambda c, p, s: weightings.change_aware(
-        s, tau=c.tau, lam=c.lam, as_published=c.as_published, prediction=p
+# (options, model, schedule) -> weighting
+WEIGHTINGS: Mapping[
+    str, Callable[[WeightingConfig, ModelConfig, NoiseSchedule], Weighting | None]
+] = {
+    "change_aware": lambda c, m, s: weightings.change_aware(
+        s, tau=c.tau, lam=c.lam, as_published=c.as_published, prediction=m.prediction
     ),
-    "debiased": lambda c, p, s: weightings.debiased(
-        max_snr=c.max_snr, prediction=p, as_published=c.as_published
+    "debiased": lambda c, m, s: weightings.debiased(
+        max_snr=c.max_snr, prediction=m.prediction, as_published=c.as_published
     ),
-    "edm": lambda c, p, s: weightings.edm(c.sigma_data, prediction=p),
-    "max_snr": lambda c, p, s: weightings.max_snr(**_gamma(c), prediction=p),
-    "min_snr": lambda c, p, s: weightings.min_snr(
-        **_gamma(c), prediction=p, as_published=c.as_published
+    "edm": lambda c, m, s: weightings.edm(c.sigma_data, prediction=m.prediction),
+    "max_snr": lambda c, m, s: weightings.max_snr(**_gamma(c), prediction=m.prediction),
+    "min_snr": lambda c, m, s: weightings.min_snr(
+        **_gamma(c), prediction=m.prediction, as_published=c.as_published
     ),
-    "none": lambda c, p, s: None,
-    "p2": lambda c, p, s: weightings.p2(
-        **_gamma(c), k=c.k, prediction=p, as_published=c.as_published
+    "none": lambda c, m, s: None,
+    "p2": lambda c, m, s: weightings.p2(
+        **_gamma(c), k=c.k, prediction=m.prediction, as_published=c.as_published
     ),
-    "sigmoid": lambda c, p, s: weightings.sigmoid(
-        c.bias, schedule=s if c.derivative else None, prediction=p
+    "sigmoid": lambda c, m, s: weightings.sigmoid(
+        c.bias, schedule=s if c.derivative else None, prediction=m.prediction
     ),
-    "snr": lambda c, p, s: weightings.snr(prediction=p),
-    "snr_plus_one": lambda c, p, s: weightings.snr_plus_one(prediction=p),
-    "soft_min_snr": lambda c, p, s: weightings.soft_min_snr(**_gamma(c), prediction=p),
-    "truncated_snr": lambda c, p, s: weightings.truncated_snr(prediction=p),
-    "vlb": lambda c, p, s: None,  # see _weighting
+    "snr": lambda c, m, s: weightings.snr(prediction=m.prediction),
+    "snr_plus_one": lambda c, m, s: weightings.snr_plus_one(prediction=m.prediction),
+    "soft_min_snr": lambda c, m, s: weightings.soft_min_snr(**_gamma(c), prediction=m.prediction),
+    "truncated_snr": lambda c, m, s: weightings.truncated_snr(prediction=m.prediction),
+    "vlb": lambda c, m, s: weightings.vlb(s, variance=m.variance, prediction=m.prediction),
 }
 
 
@@ -269,6 +271,4 @@ def make_sampler(s: Setting) -> TimestepSampler:
 
 def _weighting(s: Setting) -> Weighting | None:
     c = s.config
-    if c.weighting.name == "vlb":  # the one that depends on the model's variance
-        return weightings.vlb(s.schedule, variance=c.model.variance, prediction=c.model.prediction)
-    return WEIGHTINGS[c.weighting.name](c.weighting, c.model.prediction, s.schedule)
+    return WEIGHTINGS[c.weighting.name](c.weighting, c.model, s.schedule)

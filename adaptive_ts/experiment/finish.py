@@ -1,6 +1,7 @@
 """The end of a run: held-out numbers, generated images, pictures, summary.json, one paragraph."""
 
 import platform
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from adaptive_ts.experiment.state import LOSS_BUCKETS, TrainState
 from adaptive_ts.experiment.step import density_timesteps
 from adaptive_ts.grid import TimeGrid
 from adaptive_ts.statistics import loss_mean, loss_std
-from adaptive_ts.types import Key
+from adaptive_ts.types import Key, Params
 
 _IMAGES_AT_ONCE = 256
 _SMALL = 16  # pixels: squares this large hide the shape, so the picture is interpolated
@@ -74,7 +75,7 @@ def finish(
     size = config.train.batch_size
     result = evaluate(built, state.ema, held_out, size, key_noise, mesh)
     shape = held_out.images.shape[1:]
-    images = generate_images(config, built, state, shape, mesh, key_images)
+    images = image_maker(config, built, shape, mesh)(state.ema, key_images)
     summary = {
         "row": row,
         "dataset": held_out.name,
@@ -119,15 +120,10 @@ def _recent_loss(folder: Path) -> float | None:
     return entries[-1].get("loss_mean") if entries else None
 
 
-def generate_images(
-    config: Config,
-    built: Built,
-    state: TrainState,
-    shape: tuple[int, ...],
-    mesh: Mesh,
-    key: Key,
-) -> np.ndarray:
-    """(N, H, W, C) float32 in [-1, 1], by the averaged weights, shared by the devices."""
+def image_maker(
+    config: Config, built: Built, shape: tuple[int, ...], mesh: Mesh
+) -> Callable[[Params, Key], np.ndarray]:
+    """(params, key) -> images (N, H, W, C) float32 in [-1, 1], shared by the devices."""
     c = config.generate
     generate = make_generator(
         built.eps_fn,
@@ -139,12 +135,16 @@ def generate_images(
         variance=config.model.variance,
     )
     at_once = -(-min(c.num_images, _IMAGES_AT_ONCE) // mesh.size) * mesh.size
-    done = []
-    for start in range(0, c.num_images, at_once):
-        index = np.arange(start, start + at_once, dtype=np.int32)
-        made = generate(state.ema, key, sharding.put_whole(index, mesh))
-        done.append(sharding.fetch(made))
-    return np.concatenate(done)[: c.num_images]
+
+    def images(params: Params, key: Key) -> np.ndarray:
+        done = []
+        for start in range(0, c.num_images, at_once):
+            index = np.arange(start, start + at_once, dtype=np.int32)
+            made = generate(params, key, sharding.put_whole(index, mesh))
+            done.append(sharding.fetch(made))
+        return np.concatenate(done)[: c.num_images]
+
+    return images
 
 
 def _draw(

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adaptive_ts import collectives, probe, reinforce, selection
+from adaptive_ts import collectives, reinforce, selection
 from adaptive_ts import policy as policies
+from adaptive_ts import probe as probes
 from adaptive_ts.grid import GridSample, TimeGrid, strata
 from adaptive_ts.types import (
     AxisName,
@@ -210,16 +211,7 @@ def adaptive(
             step_taken = _Step(loss_fn, params, new_params, batch, sample)
             return _probe(state, step_taken, key, grid, policy, optimizer, options)
 
-        if probe is None:
-            due = (state.step + 1) % every == 0
-            new = jax.lax.cond(due, probed, lambda state: state, state)
-        else:
-            due = jnp.asarray(bool(probe))
-            new = probed(state) if probe else state
-        return (
-            new._replace(step=state.step + 1),
-            {"probed": due.astype(jnp.float32), **new.report},
-        )
+        return probes.probe_when_due(state, probed, every=every, probe=probe)
 
     return TimestepSampler(init, GridSample(grid, draw), log_density, update)
 
@@ -250,7 +242,7 @@ def _probe(
     size = step.sample.t.shape[0]
     total = size * collectives.axis_size(axis_name)
     chosen = jax.random.randint(key_example, (), 0, total)
-    profile = probe.decrease_profile(
+    profile = probes.decrease_profile(
         step.loss_fn,
         step.params,
         step.new_params,
@@ -268,7 +260,7 @@ def _probe(
     selected = selection.select(queue, options.num_selected, state.selected, min_rows=min_rows)
 
     used = state.selected if options.lagged_selection else selected
-    decrease = probe.decrease_on_batch(
+    decrease = probes.decrease_on_batch(
         step.loss_fn,
         step.params,
         step.new_params,

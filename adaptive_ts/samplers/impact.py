@@ -12,7 +12,7 @@ from adaptive_ts.draws import Coupling, check_coupling, unit_draws
 from adaptive_ts.grid import TimeGrid
 from adaptive_ts.laws import table_sampler
 from adaptive_ts.policy import beta_log_mass
-from adaptive_ts.probe import forward_impact
+from adaptive_ts.probe import forward_impact, probe_when_due
 from adaptive_ts.tabulated import Strata, strata_of
 from adaptive_ts.types import (
     AxisName,
@@ -203,16 +203,7 @@ def impact(
             model = _Model(loss_fn, params, opt_state, optimizer, batch)
             return _probe(state, model, key, grid, cells, options)
 
-        if probe is None:
-            due = (state.step + 1) % every == 0
-            new = jax.lax.cond(due, probed, lambda state: state, state)
-        else:
-            due = jnp.asarray(bool(probe))
-            new = probed(state) if probe else state
-        return (
-            new._replace(step=state.step + 1),
-            {"probed": due.astype(jnp.float32), **new.report},
-        )
+        return probe_when_due(state, probed, every=every, probe=probe)
 
     return table_sampler(
         grid,

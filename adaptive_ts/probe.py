@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from adaptive_ts import collectives
 from adaptive_ts.types import (
@@ -215,6 +216,23 @@ def forward_impact(
         return jnp.where(jnp.isfinite(value), -slope, jnp.nan)
 
     return _over_buckets(at_bucket, timesteps, chunk, axis_name, sharding)
+
+
+def optimizer_response(
+    optimizer: optax.GradientTransformation,
+    grads: Params,
+    opt_state: optax.OptState,
+    params: Params,
+) -> Params:
+    """What of the optimizer's step is owed to these gradients: update(grads) - update(0).
+
+    It points downhill, as optax's updates do, and leaves out momentum and weight decay, which
+    come whatever the gradient is.
+    """
+    zeros = jax.tree.map(jnp.zeros_like, grads)
+    moved, _ = optimizer.update(grads, opt_state, params)
+    coasted, _ = optimizer.update(zeros, opt_state, params)
+    return jax.tree.map(lambda a, b, p: (a - b).astype(p.dtype), moved, coasted, params)
 
 
 def probe_when_due(

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 import adaptive_ts as ats
 from adaptive_ts import diffusion
@@ -131,3 +132,24 @@ def test_how_many_images_are_used(mesh8, count, size, used):
     built = setup(mesh8, num_timesteps=25)
     result = evaluate(built, jnp.float32(C), digits_like(count), size, jax.random.key(1), mesh8)
     assert result.num_images == used
+
+
+def test_the_intervals_are_those_of_a_mean_over_images(mesh8):
+    """Against scipy's standard error of each image's own sum over all T timesteps."""
+    built, data, key = setup(mesh8), digits_like(24), jax.random.key(1)
+    result = evaluate(built, jnp.float32(C), data, 8, key, mesh8)
+    batch = {"image": data.images.astype(np.float32) / 127.5 - 1}
+    index = jnp.arange(24, dtype=jnp.int32)
+    terms = np.asarray(
+        jax.lax.map(
+            lambda t: built.vlb.at(jnp.float32(C), batch, jnp.full(24, t), key, index),
+            jnp.arange(T),
+        ),
+        np.float64,
+    )
+    np.testing.assert_allclose(result.vlb_error, 1.96 * scipy.stats.sem(terms, axis=1), rtol=1e-3)
+    prior = diffusion.prior_bits_per_dim(built.schedule, batch["image"])
+    total = terms.sum(0) + np.asarray(prior)
+    np.testing.assert_allclose(result.total_vlb_error, 1.96 * scipy.stats.sem(total), rtol=1e-3)
+    few = evaluate(built, jnp.float32(C), data, 8, key, mesh8, max_images=8)
+    assert few.num_images == 8 and few.total_vlb_error > result.total_vlb_error

@@ -68,8 +68,9 @@ def test_a_probe_of_a_linear_model_in_closed_form(kappa):
     batch = {"x": jnp.full((2 * N,), x)}
     optimizer = optax.sgd(rate)
     sampler = ats.impact(
-        ats.discrete(N), optimizer, kappa=kappa, num_buckets=N, smooth=1, uniform_prob=0.2
-    )
+        ats.discrete(N), optimizer, kappa=kappa, num_buckets=N, smooth=1, uniform_prob=0.2,
+        temperature=1.5,
+    )  # fmt: skip
     w = RNG.normal(size=3)
     params = jnp.asarray(w, jnp.float32)
     state = sampler.init(jax.random.key(0), batch)
@@ -86,7 +87,7 @@ def test_a_probe_of_a_linear_model_in_closed_form(kappa):
     impact = rate * gradients @ g
     scaled = impact / np.abs(impact).mean()
     np.testing.assert_allclose(state.impact, scaled, rtol=2e-4, atol=1e-5)
-    p = 0.8 * np.exp(scaled) / np.exp(scaled).sum() + 0.2 / N
+    p = 0.8 * np.exp(scaled / 1.5) / np.exp(scaled / 1.5).sum() + 0.2 / N
     t = jnp.arange(N)
     sample = ats.TimestepSample(t, t / N, jnp.ones((N,)))
     found = np.exp(sampler.log_density(state, sample, batch)) / N
@@ -294,7 +295,12 @@ def test_smoothing_and_the_beta_fit():
 
     def law(**options):
         sampler = ats.impact(
-            ats.discrete(num), optax.sgd(0.1), num_buckets=num, uniform_prob=0.0, **options
+            ats.discrete(num),
+            optax.sgd(0.1),
+            num_buckets=num,
+            uniform_prob=0.0,
+            temperature=1,
+            **options,
         )
         state = sampler.init(jax.random.key(0), batch)
         state = state._replace(impact=jnp.asarray(bump, jnp.float32), impact_weight=jnp.float32(1))

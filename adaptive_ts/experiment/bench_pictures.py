@@ -48,7 +48,9 @@ def plot_bench(
     _plain(axes[0, 0].yaxis)
     count_steps(axes[0, 0])
     axes[0, 0].set_title("likelihood over training, mean over seeds", fontsize=9)
-    axes[0, 1].set(xscale="log", xlabel="timestep t + 1", ylabel=f"eps-MSE / that of {reference}")
+    axes[0, 1].set(xscale="log", yscale="log", xlabel="timestep t + 1")
+    axes[0, 1].set_ylabel(f"eps-MSE / that of {reference}")
+    _plain(axes[0, 1].yaxis)
     axes[0, 1].set_title("loss by noise level, at the end", fontsize=9)
     axes[1, 0].set(xlabel=_TIMESTEP, ylabel="p(t) / uniform", ylim=(0, min(top, 10)))
     axes[1, 0].set_title("timesteps drawn, at the end", fontsize=9)
@@ -63,34 +65,38 @@ def _tradeoff(axes: Any, labels: list[str], points: Mapping[str, Mapping[str, An
     axes.axhline(0, color=GREY, lw=0.8)
     axes.axvline(0, color=GREY, lw=0.8)
     shown = {label: found for label, found in points.items() if found}
-    for place, (label, found) in enumerate(shown.items()):
-        colour = _look(labels.index(label), labels[0])["color"]
+    for label, found in shown.items():
+        look = _look(labels.index(label), labels[0])
         x, y = found["vlb"], found["frechet"]
         errors = {
             f"{side}err": None if d.low is None else [[d.mean - d.low], [d.high - d.mean]]
             for side, d in (("x", x), ("y", y))
         }
-        axes.errorbar(x.mean, y.mean, **errors, fmt="o", ms=5, lw=0.8, color=colour)
-        axes.annotate(
-            label,
-            (x.mean, y.mean),
-            (4, 4 if place % 2 else -10),
-            textcoords="offset points",
-            fontsize=8,
-            color=colour,
-        )
-    if shown:  # one row with few seeds must not set the scale for all
-        axes.set_xlim(*_limits([found["vlb"].mean for found in shown.values()]))
-        axes.set_ylim(*_limits([found["frechet"].mean for found in shown.values()]))
+        colour, face = look["color"], look["color"] if look["ls"] == "-" else "white"
+        axes.errorbar(x.mean, y.mean, **errors, fmt="o", ms=6, lw=0.8, color=colour, mfc=face)
+    if shown:
+        _scale(axes, "x", [found["vlb"].mean for found in shown.values()])
+        _scale(axes, "y", [found["frechet"].mean for found in shown.values()])
     axes.set(xlabel="VLB minus uniform's, bits/dim", ylabel="Frechet distance minus uniform's")
     axes.set_title("left and down is better (95%, paired)", fontsize=9)
 
 
-def _limits(values: list[float]) -> tuple[float, float]:
-    """0 and all the values, with a margin of a third."""
+def _scale(axes: Any, side: str, values: list[float]) -> None:
+    """Limits by the means alone: a row with few seeds has long bars; one far off, a log scale."""
     low, high = min([0.0, *values]), max([0.0, *values])
+    typical = float(np.median(np.abs(values))) or 1.0
+    limits = axes.set_xlim if side == "x" else axes.set_ylim
     margin = (high - low) / 3 or 1.0
-    return low - margin, high + margin
+    if high - low > 8 * typical:
+        low, high, margin = 1.5 * low, 1.5 * high, typical
+        scale = axes.set_xscale if side == "x" else axes.set_yscale
+        scale("symlog", linthresh=2 * typical)
+        far = [m * 10**k for k in range(-3, 6) for m in (1, 2, 5) if m * 10**k > typical / 2]
+        axis = axes.xaxis if side == "x" else axes.yaxis
+        axis.set_ticks([*(-x for x in far), 0, *far], minor=False)
+        axis.set_ticks([], minor=True)
+        axis.set_major_formatter("{x:g}")
+    limits(low - margin, high + margin)
 
 
 def _look(index: int, reference: str) -> dict[str, Any]:

@@ -154,7 +154,7 @@ class ImpactConfig:
     """Strata of the time axis."""
     num_examples: int = 2
     """Images on which the impact of a bucket is measured."""
-    temperature: float = 1.0
+    temperature: float = 2.0
     """Of the softmax over buckets, in units of the mean absolute impact."""
     uniform_prob: float = 0.1
     """Share of uniform in the mixture."""

@@ -55,6 +55,8 @@ class Evaluation(NamedTuple):
     vlb: (n,) mean VLB term at each, bits/dim.
     total_loss: mean over timesteps.
     total_vlb: sum of the VLB terms over all T timesteps, and the prior: bits/dim.
+    vlb_error: (n,) half the 95% interval of ``vlb``, from its spread over images and their noise.
+    total_vlb_error: the same of ``total_vlb``.
     """
 
     num_images: int
@@ -63,27 +65,41 @@ class Evaluation(NamedTuple):
     vlb: np.ndarray
     total_loss: float
     total_vlb: float
+    vlb_error: np.ndarray
+    total_vlb_error: float
 
 
 def evaluate(
-    built: Built, params: Params, dataset: Dataset, batch_size: int, key: Key, mesh: Mesh
+    built: Built,
+    params: Params,
+    dataset: Dataset,
+    batch_size: int,
+    key: Key,
+    mesh: Mesh,
+    *,
+    max_images: int = _MAX_IMAGES,
 ) -> Evaluation:
     """Held-out loss and VLB, at the middle of each stratum, each image with its own noise.
+
+    The intervals are those of the mean over independent images (normal approximation). That a
+    stratum's middle stands for the rest of it is not in them: at most 2 x 24 strata of T = 1000.
 
     Args:
       built: the run's parts.
       params: the (averaged) weights.
-      dataset: held-out images; the first 256 are used, in whole batches where there are some.
+      dataset: held-out images; used in whole batches where there are some.
       batch_size: images at once, a multiple of the devices.
       key: randomness of the noise.
       mesh: the devices.
+      max_images: the first of them that are used.
     """
     strata = geometric_strata(built.schedule.num_timesteps)
     timesteps = jnp.asarray(strata.timesteps)
-    count = min(len(dataset.images), _MAX_IMAGES)
+    count = min(len(dataset.images), max_images)
     size = min(batch_size, count // mesh.size * mesh.size) or mesh.size
     sums, seen = None, 0
-    run = jax.jit(lambda p, batch, index: _terms(built, p, batch, index, timesteps, key))
+    sizes = jnp.asarray(strata.sizes, jnp.float32)
+    run = jax.jit(lambda p, batch, index: _terms(built, p, batch, index, timesteps, sizes, key))
     for start in range(0, max(count - size, 0) + 1, size):
         index = np.arange(start, start + size, dtype=np.int32)
         images = dataset.images[index % len(dataset.images)]
@@ -92,15 +108,36 @@ def evaluate(
         terms = [np.asarray(x, np.float64) for x in terms]
         sums = terms if sums is None else [a + b for a, b in zip(sums, terms, strict=True)]
         seen += size
-    loss, vlb, prior = (x / seen for x in sums)
+    sums = _Sums(*(x / seen for x in sums))
+    total = float(strata.sizes @ sums.vlb + sums.prior)
     return Evaluation(
         num_images=seen,
         timesteps=strata.timesteps,
-        loss=loss,
-        vlb=vlb,
-        total_loss=float(strata.sizes @ loss / strata.sizes.sum()),
-        total_vlb=float(strata.sizes @ vlb + prior),
+        loss=sums.loss,
+        vlb=sums.vlb,
+        total_loss=float(strata.sizes @ sums.loss / strata.sizes.sum()),
+        total_vlb=total,
+        vlb_error=_half_interval(sums.vlb, sums.vlb_square, seen),
+        total_vlb_error=float(_half_interval(total, sums.total_square, seen)),
     )
+
+
+class _Sums(NamedTuple):
+    """Over images: (n,) losses, VLB terms and their squares; () prior and total VLB squared."""
+
+    loss: jax.Array
+    vlb: jax.Array
+    vlb_square: jax.Array
+    prior: jax.Array
+    total_square: jax.Array
+
+
+def _half_interval(mean: np.ndarray, mean_square: np.ndarray, count: int) -> np.ndarray:
+    """Half the 95% interval of a mean of ``count``; NaN of fewer than two."""
+    if count < 2:
+        return np.full_like(mean, np.nan)
+    variance = np.maximum(mean_square - mean**2, 0) * count / (count - 1)
+    return 1.96 * np.sqrt(variance / count)
 
 
 def _terms(
@@ -109,13 +146,14 @@ def _terms(
     batch: dict[str, jax.Array],
     index: jax.Array,
     timesteps: jax.Array,
+    sizes: jax.Array,
     key: Key,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Sums over the batch: (n,) losses, (n,) VLB terms, () prior."""
-
+) -> _Sums:
     def at(loss_fn: LossFn, t: jax.Array) -> jax.Array:
-        return jnp.sum(loss_fn.at(params, batch, jnp.full(index.shape, t), key, index))
+        return loss_fn.at(params, batch, jnp.full(index.shape, t), key, index)
 
     loss_fn = built.parts.loss_fn
-    loss, vlb = jax.lax.map(lambda t: (at(loss_fn, t), at(built.vlb, t)), timesteps)
-    return loss, vlb, jnp.sum(diffusion.prior_bits_per_dim(built.schedule, batch["image"]))
+    loss, vlb = jax.lax.map(lambda t: (jnp.sum(at(loss_fn, t)), at(built.vlb, t)), timesteps)
+    prior = diffusion.prior_bits_per_dim(built.schedule, batch["image"])
+    total = sizes @ vlb + prior
+    return _Sums(loss, vlb.sum(1), (vlb**2).sum(1), prior.sum(), (total**2).sum())

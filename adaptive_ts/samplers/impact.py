@@ -12,7 +12,7 @@ from adaptive_ts.draws import Coupling, check_coupling, unit_draws
 from adaptive_ts.grid import TimeGrid
 from adaptive_ts.laws import table_sampler
 from adaptive_ts.policy import beta_log_mass
-from adaptive_ts.probe import forward_impact, probe_when_due
+from adaptive_ts.probe import forward_impact, optimizer_response, probe_when_due
 from adaptive_ts.tabulated import Strata, strata_of
 from adaptive_ts.types import (
     AxisName,
@@ -80,7 +80,7 @@ def impact(
     every: int = 40,
     num_buckets: int = 40,
     num_examples: int = 2,
-    temperature: float = 1.0,
+    temperature: float = 2.0,
     uniform_prob: float = 0.1,
     decay: float = 0.9,
     smooth: int = 5,
@@ -123,7 +123,8 @@ def impact(
       every: f_S, optimizer steps from one probe to the next.
       num_buckets: n, equal strata of u; at most T of them.
       num_examples: examples of the batch on which a bucket's impact is measured.
-      temperature: of the softmax, in units of the mean absolute impact.
+      temperature: of the softmax, in units of the mean absolute impact. At 1 the likelihood gains
+        more, and images lose: steps at middling noise, which they need, are drawn too rarely.
       uniform_prob: probability of a uniform draw.
       decay: of the averages, per probe.
       smooth: neighbouring buckets (an odd number, at most n are used) that the impact is averaged
@@ -236,7 +237,7 @@ def _probe(
     keys = jax.random.split(key, 5)
     axis_name, size = options.axis_name, collectives.batch_size(model.batch)
     grads, loss, loss_weight = _objective_gradient(state, model, keys[:2], grid, cells, options)
-    direction = _response(model, grads)
+    direction = optimizer_response(model.optimizer, grads, model.opt_state, model.params)
     total = size * collectives.axis_size(axis_name)
     chosen = jax.random.randint(keys[2], (options.num_examples,), 0, total)
     found = forward_impact(
@@ -310,14 +311,6 @@ def _objective_gradient(
     grads, (loss, weight) = jax.grad(value, has_aux=True)(model.params)
     # As in the adaptive sampler: right whether or not shard_map has summed the gradients itself.
     return collectives.pmean(grads, axis_name), loss, weight
-
-
-def _response(model: _Model, grads: Params) -> Params:
-    """The optimizer's response to a gradient: update(g) - update(0), which points downhill."""
-    zeros = jax.tree.map(jnp.zeros_like, grads)
-    moved, _ = model.optimizer.update(grads, model.opt_state, model.params)
-    coasted, _ = model.optimizer.update(zeros, model.opt_state, model.params)
-    return jax.tree.map(lambda a, b, p: (a - b).astype(p.dtype), moved, coasted, model.params)
 
 
 def _law(state: ImpactState, share: PerBucket, options: _Options) -> PerBucket:

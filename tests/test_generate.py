@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import adaptive_ts as ats
-from adaptive_ts.experiment.generate import make_generator, solver_timesteps
+from adaptive_ts.experiment.solvers import make_generator, solver_timesteps
 
 M, S = 0.2, 0.15  # five deviations from 1: the clip to [-1, 1] does not touch it
 SHAPE, IMAGES, T = (8, 8, 1), 256, 200
@@ -105,6 +105,40 @@ def test_an_image_depends_on_its_index_and_the_key_alone(options):
     assert np.abs(make(np.arange(8), seed=1) - whole).max() > 0.01
 
 
+def by_hand(schedule, steps, eta, large, indices):
+    """The same images in float64: image i's noise at t is normal(fold_in(fold_in(key, i), t))."""
+    abar = np.append(np.cumprod(1 - np.asarray(schedule.betas, np.float64)), 1.0)
+    t = [*np.round(np.linspace(T - 1, 0, steps)).astype(int), T]  # abar[T] = 1, the clean image
+
+    def noise(number):
+        keys = [
+            jax.random.fold_in(jax.random.fold_in(jax.random.key(0), i), number) for i in indices
+        ]
+        return np.stack([np.asarray(jax.random.normal(k, (2, 2, 1)), np.float64) for k in keys])
+
+    x = noise(T)
+    for i in range(steps):
+        now, then = abar[t[i]], abar[t[i + 1]]
+        score = (x - np.sqrt(now) * M) / (now * S**2 + 1 - now)
+        x0 = np.clip((x - (1 - now) * score) / np.sqrt(now), -1, 1)
+        eps = (x - np.sqrt(now) * x0) / np.sqrt(1 - now)
+        beta = 1 - now / then
+        v = eta**2 * beta * (1 - then) / (1 - now)
+        x = np.sqrt(then) * x0 + np.sqrt(1 - then - v) * eps
+        x = x + np.sqrt(beta if large and then < 1 else v) * noise(t[i])
+    return np.clip(x, -1, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "eta"), [({"solver": "ddpm"}, 1.0), ({"eta": 0.6}, 0.6), ({"eta": 0.0}, 0.0)]
+)
+def test_the_numbers_are_those_of_the_published_steps_and_of_these_keys(options, eta):
+    """What images were made of before they can be made of again."""
+    got = sample([3, 11], steps=4, shape=(2, 2, 1), **options)
+    wanted = by_hand(ats.linear(T), 4, eta, "solver" in options, [3, 11])
+    np.testing.assert_allclose(got, wanted, atol=2e-5)
+
+
 def test_ddim_without_noise_is_deterministic_after_the_first_draw():
     """The whole image is the first noise moved: the correlation with any eta 0 run is one."""
     coarse = sample(np.arange(8), steps=50).ravel()
@@ -134,7 +168,7 @@ def test_solver_timesteps():
         ({"steps": 0}, "steps must be from 1 to 20, got 0"),
         ({"steps": 21}, "steps must be from 1 to 20, got 21"),
         ({"eta": -0.5}, "eta must be >= 0, got -0.5"),
-        ({"solver": "heun"}, "unknown solver or variance: 'heun'"),
+        ({"solver": "dppm"}, "solver 'dppm' is unknown; did you mean 'ddpm'"),
         ({"variance": "learned"}, "'learned'"),
     ],
 )

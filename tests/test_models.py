@@ -1,4 +1,7 @@
-"""The U-Net: the reference implementation's outputs for the same weights, sizes, precision."""
+"""The U-Net: the reference implementation's outputs for the same weights, sizes, precision.
+
+Also what the tests of the other models share.
+"""
 
 import functools
 import re
@@ -8,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from adaptive_ts.experiment.models.convert import from_torch
 from adaptive_ts.experiment.models.unet import UNet, timestep_embedding
 
 SMALL = UNet(channels=32, multipliers=(1, 2), res_blocks=1, attention=(False, True))
@@ -62,35 +66,13 @@ def torch_shapes():
     return shapes
 
 
-def flax_path(name):
-    """The reference's name of a parameter -> ours."""
-    module, leaf = name.rsplit(".", 1)
-    module = re.sub(r"^embed\.(\d)$", lambda m: f"embed_{int(m[1]) // 2}", module)
-    level = r"^(down|up)samples\.level_(\d)\.(\d)"
-    module = re.sub(rf"{level}\.0\.", r"\1_\2_\3/", module)
-    module = re.sub(rf"{level}\.1\.", r"\1_\2_\3_attention/", module)
-    module = re.sub(rf"{level}\.1$", r"\1_\2_conv", module)
-    module = re.sub(rf"{level}\.", r"\1_\2_\3/", module)
-    module = re.sub(r"^middle\.(\d)\.", r"middle_\1/", module)
-    module = module.replace("out_conv.0", "out_norm").replace("out_conv.2", "out_conv")
-    if "norm" in module:
-        return f"{module}/group/{'scale' if leaf == 'weight' else 'bias'}"
-    return f"{module}/{'kernel' if leaf == 'weight' else 'bias'}"
-
-
-def reference_params():
-    """The golden's weights, by its rule, in our layouts."""
-    rng, params = np.random.default_rng(1), {}
-    for name, shape in sorted(torch_shapes().items()):
-        weight = (rng.standard_normal(shape) * 0.05).astype(np.float32)
-        if weight.ndim == 4:
-            weight = weight.transpose(2, 3, 1, 0)  # OIHW -> HWIO
-        *path, leaf = flax_path(name).split("/")
-        node = params
-        for part in path:
-            node = node.setdefault(part, {})
-        node[leaf] = weight.T if weight.ndim == 2 else weight
-    return params
+def seeded(shapes, seed, scale):
+    """A golden's weights, by its rule."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: (rng.standard_normal(shape) * scale).astype(np.float32)
+        for name, shape in sorted(shapes.items())
+    }
 
 
 def shapes_of(tree):
@@ -98,17 +80,61 @@ def shapes_of(tree):
     return {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
 
 
+def size_of(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
 def abstract_params(model, shape, **options):
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
-    t = jax.ShapeDtypeStruct(shape[:1], jnp.int32)
+    t = label = jax.ShapeDtypeStruct(shape[:1], jnp.int32)
+    if getattr(model, "num_classes", None) is not None:
+        options = {"label": label} | options
     return jax.eval_shape(model.init, jax.random.key(0), x, t, **options)["params"]
+
+
+def assert_bfloat16_is_close(model, params, inputs, expected):
+    """Parameters, softmax and norms stay float32; the output is coarser, and not wrong."""
+    model = model.clone(dtype=jnp.bfloat16)
+    kept = abstract_params(model, inputs[0].shape)
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.dtype(jnp.float32)}
+    traced = jax.jit(model.apply).trace({"params": params}, *inputs)
+    text = str(traced.jaxpr)
+    assert set(re.findall(r":(\w+)\[[^\]]*\] = (?:exp|rsqrt)\b", text)) == {"f32"}
+    assert set(re.findall(r":(\w+)\[[^\]]*\] = conv_general_dilated\b", text)) == {"bf16"}
+    out = traced.lower().compile()({"params": params}, *inputs)
+    assert out.dtype == jnp.float32
+    error = np.abs(np.asarray(out) - expected).max() / np.abs(expected).max()
+    assert 1e-6 < error < 0.05
+
+
+def assert_remat_changes_nothing(model, params, inputs):
+    """In training, with dropout: the same parameters, outputs and gradients."""
+    found = []
+    for one in (model, model.clone(remat=True)):
+
+        def loss(params, one=one):
+            rngs = {"dropout": jax.random.key(1)}
+            out = one.apply({"params": params}, *inputs, train=True, rngs=rngs)
+            return jnp.sum(jnp.sin(out)), out
+
+        traced = jax.jit(jax.value_and_grad(loss, has_aux=True)).trace(params)
+        assert ("remat" in str(traced.jaxpr)) == one.remat
+        (_, out), gradient = traced.lower().compile()(params)
+        found.append((out, gradient, shapes_of(abstract_params(one, inputs[0].shape))))
+    (out, gradient, shapes), (remat_out, remat_gradient, remat_shapes) = found
+    assert remat_shapes == shapes
+    np.testing.assert_allclose(remat_out, out, atol=1e-5)
+    for other, leaf in zip(*map(jax.tree.leaves, (remat_gradient, gradient)), strict=True):
+        np.testing.assert_allclose(other, leaf, atol=1e-5 * max(1, np.abs(leaf).max()))
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient)) > 1e-2
 
 
 @pytest.fixture
 def reference(golden):
     arrays = golden("ddpm_unet_small")
     images = {name: arrays[name].transpose(0, 2, 3, 1) for name in ("x", "out")}
-    return reference_params(), {**images, "t": arrays["t"].astype(np.int32)}
+    params = from_torch("unet", seeded(torch_shapes(), 1, 0.05))
+    return params, {**images, "t": arrays["t"].astype(np.int32)}
 
 
 def test_the_reference_weights_fill_our_tree(reference):
@@ -126,13 +152,17 @@ def test_equal_to_the_reference_implementation(reference):
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(reference):
     params, arrays = reference
-    model = SMALL.clone(dtype=jnp.bfloat16)
-    kept = abstract_params(model, arrays["x"].shape)
-    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.dtype(jnp.float32)}
-    out = jax.jit(model.apply)({"params": params}, arrays["x"], arrays["t"])
-    assert out.dtype == jnp.float32
-    error = np.abs(np.asarray(out) - arrays["out"]).max() / np.abs(arrays["out"]).max()
-    assert 1e-6 < error < 0.05, "coarser than float32, and not wrong"
+    assert_bfloat16_is_close(SMALL, params, (arrays["x"], arrays["t"]), arrays["out"])
+
+
+def test_remat_changes_nothing():
+    model = UNet(channels=4, multipliers=(1, 1), res_blocks=1, attention=(False, True), dropout=0.5)
+    x, t = jnp.ones((2, 4, 4, 1)), jnp.arange(2)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda p: rng.standard_normal(p.shape, np.float32) / 4, abstract_params(model, x.shape)
+    )
+    assert_remat_changes_nothing(model, params, (x, t))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +178,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(reference):
 )
 def test_parameter_counts_of_the_reference_configurations(options, side, count):
     params = abstract_params(UNet(channels=128, res_blocks=2, **options), (1, side, side, 3))
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
+    assert size_of(params) == count
 
 
 def test_dropout_needs_train_and_a_key():
@@ -190,3 +220,8 @@ def test_attention_needs_an_entry_per_level():
     model = UNet(channels=4, multipliers=(1, 1), attention=(True,))
     with pytest.raises(ValueError, match="one entry per level, 2"):
         abstract_params(model, (1, 8, 8, 1))
+
+
+def test_a_label_has_no_use():
+    with pytest.raises(ValueError, match=r"unconditional, got a label of shape \(1,\); pass"):
+        abstract_params(SMALL, (1, 8, 8, 3), label=jnp.zeros(1, jnp.int32))

@@ -57,11 +57,28 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """The network, and what it predicts."""
+class TransformerConfig:
+    """model.name dit or uvit."""
 
-    name: Literal["unet"] = "unet"
-    """Architecture."""
+    patch_size: int = 2
+    """Side of the squares of pixels that become tokens."""
+    hidden_size: int = 384
+    """Width of the tokens."""
+    depth: int = 12
+    """Blocks; U-ViT's middle one comes on top."""
+    num_heads: int = 6
+    """Heads of the attention."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network, and what it predicts. From channels to groups: the U-Net's own options."""
+
+    name: Literal["unet", "dit", "uvit"] = "unet"
+    """Architecture: DDPM's U-Net, or the transformers DiT and U-ViT, without classes."""
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    remat: bool = False
+    """Compute the blocks again in the backward pass: slower, in less memory."""
     channels: int = 32
     """Channels of the first level."""
     multipliers: tuple[int, ...] = (1, 2)
@@ -136,10 +153,10 @@ class GenerateConfig:
 
     num_images: int = 64
     """How many."""
-    solver: Literal["ddpm", "ddim"] = "ddim"
-    """Ancestral sampling, or DDIM."""
+    solver: Literal["ddpm", "ddim", "dpmpp_2m", "heun"] = "ddim"
+    """Ancestral sampling, DDIM, DPM-Solver++ 2M, or Heun."""
     steps: int = 50
-    """Solver steps, at most T."""
+    """Solver steps, at most T; for Heun two evaluations of the model each, for the others one."""
     eta: float = 0.0
     """DDIM noise: 0 deterministic, 1 as much as ancestral sampling."""
 

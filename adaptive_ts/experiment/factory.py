@@ -1,8 +1,10 @@
 """From a config to the things it names. The dicts here are the only tables of names."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -10,7 +12,7 @@ from jax.sharding import Mesh
 
 from adaptive_ts import diffusion
 from adaptive_ts import discrete_schedules as schedules
-from adaptive_ts.experiment.config import Config
+from adaptive_ts.experiment.config import Config, ModelConfig
 from adaptive_ts.experiment.errors import UserError
 from adaptive_ts.experiment.factory_samplers import (
     PROBING,
@@ -19,7 +21,9 @@ from adaptive_ts.experiment.factory_samplers import (
     Setting,
     make_sampler,
 )
+from adaptive_ts.experiment.models.dit import DiT
 from adaptive_ts.experiment.models.unet import UNet
+from adaptive_ts.experiment.models.uvit import UViT
 from adaptive_ts.experiment.step import StepParts
 from adaptive_ts.grid import discrete
 from adaptive_ts.types import Batch, Key, Params
@@ -35,6 +39,8 @@ SCHEDULES: Mapping[str, Callable[[int, bool], diffusion.NoiseSchedule]] = {
     "sigmoid_beta": lambda T, rescale: schedules.sigmoid_beta(T, rescale=rescale),
     "warmup": lambda T, rescale: schedules.warmup(T, rescale=rescale),
 }
+
+TRANSFORMERS: Mapping[str, Callable[..., nn.Module]] = {"dit": DiT, "uvit": UViT}
 
 
 class Built(NamedTuple):
@@ -81,15 +87,7 @@ def build(config: Config, mesh: Mesh) -> Built:
 
 
 def _build(config: Config, mesh: Mesh) -> Built:
-    model = UNet(
-        channels=config.model.channels,
-        multipliers=config.model.multipliers,
-        res_blocks=config.model.res_blocks,
-        attention=config.model.attention,
-        dropout=config.model.dropout,
-        groups=config.model.groups,
-        dtype=jnp.dtype(config.model.dtype),
-    )
+    model = _model(config.model)
     schedule = SCHEDULES[config.schedule.name](
         config.schedule.num_timesteps, config.schedule.rescale
     )
@@ -138,6 +136,21 @@ def _build(config: Config, mesh: Mesh) -> Built:
     every = config.sampler.every if config.sampler.name in PROBING else None
     eps_loss = diffusion.denoising_loss(lambda p, x, t, batch, key: eps_fn(p, x, t), schedule)
     return Built(parts, init_params, schedule, eps_fn, eps_loss, vlb, every)
+
+
+def _model(c: ModelConfig) -> nn.Module:
+    shared = {"dtype": jnp.dtype(c.dtype), "remat": c.remat}
+    if c.name in TRANSFORMERS:
+        return TRANSFORMERS[c.name](**dataclasses.asdict(c.transformer), **shared)
+    return UNet(
+        channels=c.channels,
+        multipliers=c.multipliers,
+        res_blocks=c.res_blocks,
+        attention=c.attention,
+        dropout=c.dropout,
+        groups=c.groups,
+        **shared,
+    )
 
 
 def _optimizer(config: Config) -> optax.GradientTransformation:

@@ -10,22 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from adaptive_ts.experiment import pictures, report, sharding
+from adaptive_ts.experiment import pictures, report
 from adaptive_ts.experiment.checkpoint import state_digest
 from adaptive_ts.experiment.config import Config
 from adaptive_ts.experiment.data import Dataset
 from adaptive_ts.experiment.evaluate import Evaluation, evaluate
 from adaptive_ts.experiment.factory import Built
 from adaptive_ts.experiment.files import read_json, write_json
-from adaptive_ts.experiment.generate import make_generator
+from adaptive_ts.experiment.images import image_batches, image_key, save_grid
 from adaptive_ts.experiment.state import LOSS_BUCKETS, TrainState
 from adaptive_ts.experiment.step import density_timesteps
 from adaptive_ts.grid import TimeGrid
 from adaptive_ts.statistics import loss_mean, loss_std
 from adaptive_ts.types import Key, Params
 
-_IMAGES_AT_ONCE = 256
-_SMALL = 16  # pixels: squares this large hide the shape, so the picture is interpolated
 _FILES = (
     ("samples/", "generated images"),
     ("timesteps.png", "p(t) over training, against uniform"),
@@ -71,11 +69,11 @@ def finish(
     Every process takes part in the computing; process 0 writes.
     """
     step = int(state.step)
-    key_noise, key_images = jax.random.split(jax.random.fold_in(key, 2**31 - 1))
+    key_noise, _ = jax.random.split(jax.random.fold_in(key, 2**31 - 1))
     size = config.train.batch_size
     result = evaluate(built, state.ema, held_out, size, key_noise, mesh)
     shape = held_out.images.shape[1:]
-    images = image_maker(config, built, shape, mesh)(state.ema, key_images)
+    images = image_maker(config, built, shape, mesh)(state.ema, image_key(config.seed))
     summary = {
         "row": row,
         "dataset": held_out.name,
@@ -124,27 +122,8 @@ def image_maker(
     config: Config, built: Built, shape: tuple[int, ...], mesh: Mesh
 ) -> Callable[[Params, Key], np.ndarray]:
     """(params, key) -> images (N, H, W, C) float32 in [-1, 1], shared by the devices."""
-    c = config.generate
-    generate = make_generator(
-        built.eps_fn,
-        built.schedule,
-        tuple(shape),
-        solver=c.solver,
-        steps=c.steps,
-        eta=c.eta,
-        variance=config.model.variance,
-    )
-    at_once = -(-min(c.num_images, _IMAGES_AT_ONCE) // mesh.size) * mesh.size
-
-    def images(params: Params, key: Key) -> np.ndarray:
-        done = []
-        for start in range(0, c.num_images, at_once):
-            index = np.arange(start, start + at_once, dtype=np.int32)
-            made = generate(params, key, sharding.put_whole(index, mesh))
-            done.append(sharding.fetch(made))
-        return np.concatenate(done)[: c.num_images]
-
-    return images
+    batches = image_batches(config, built, shape, mesh)
+    return lambda params, key: np.concatenate(list(batches(params, key)))
 
 
 def _draw(
@@ -158,8 +137,7 @@ def _draw(
 ) -> None:
     samples = folder / "samples"
     samples.mkdir(exist_ok=True)
-    small = max(images.shape[1:3]) < _SMALL
-    pictures.save_image_grid(samples / f"step_{step:08d}.png", images, smooth=small)
+    save_grid(samples / f"step_{step:08d}.png", images)
     name = f"{config.sampler.name} sampler"
     rows = report.read_metrics(folder / "timesteps.jsonl")
     if rows:

@@ -22,7 +22,8 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "data.downsample data.image_size model.channels model.res_blocks model.groups "
         "sampler.every sampler.num_selected sampler.num_buckets sampler.chunk train.steps "
         "train.batch_size train.log_every train.save_every train.max_to_keep generate.num_images "
-        "generate.steps hosts.num_processes",
+        "generate.steps hosts.num_processes model.transformer.patch_size "
+        "model.transformer.hidden_size model.transformer.depth model.transformer.num_heads",
         lambda v: v >= 1,
         "at least 1",
     ),
@@ -83,7 +84,7 @@ def _conflicts(c: Any) -> list[str]:
             f"levels: give one True or False for each of --model.multipliers "
             f"{_words(c.model.multipliers)}"
         )
-    problems += _unused(c)
+    problems += _model_problems(c.model) + _unused(c)
     if c.sampler.name == "adaptive" and c.sampler.num_selected > c.sampler.num_buckets:
         problems.append(
             f"--sampler.num_selected: {c.sampler.num_selected} is out of range: must be in "
@@ -93,6 +94,11 @@ def _conflicts(c: Any) -> list[str]:
         problems.append(
             f"--generate.steps: {c.generate.steps} is out of range: must be in "
             f"1..{c.schedule.num_timesteps} (--schedule.num_timesteps)"
+        )
+    if c.generate.eta > 0 and c.generate.solver in ("dpmpp_2m", "heun"):
+        problems.append(
+            f"--generate.eta: {c.generate.eta} means nothing to {c.generate.solver}, which adds no "
+            "noise: leave it out, or add --generate.solver ddim"
         )
     if c.sampler.stratified and c.sampler.name != "uniform":
         problems.append(
@@ -105,6 +111,35 @@ def _conflicts(c: Any) -> list[str]:
             "sampler, whose draws are its own: leave it out"
         )
     return problems + _host_problems(c.hosts)
+
+
+def _model_problems(model: Any) -> list[str]:
+    own = model.transformer
+    if model.name == "unet":
+        if own == type(own)():
+            return []
+        return [
+            "--model.transformer: its options mean nothing to the unet: leave them out, or add "
+            "--model.name dit"
+        ]
+    problems = []
+    if own.hidden_size % own.num_heads:
+        problems.append(
+            f"--model.transformer.hidden_size: {own.hidden_size} is not divisible by the "
+            f"{own.num_heads} heads (--model.transformer.num_heads)"
+        )
+    if model.name == "uvit" and own.depth % 2:
+        problems.append(f"--model.transformer.depth: {own.depth} is odd: uvit needs an even number")
+    if model.name == "dit" and own.hidden_size % 4:
+        problems.append(
+            f"--model.transformer.hidden_size: {own.hidden_size} is not divisible by 4, as dit's "
+            "position embedding needs"
+        )
+    if model.dropout:
+        problems.append(
+            f"--model.dropout: {model.dropout} means nothing to {model.name}: add --model.dropout 0"
+        )
+    return problems
 
 
 def _unused(c: Any) -> list[str]:

@@ -73,7 +73,7 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    """(x (b, H, W, C), t (b,)) -> (b, H, W, C) float32.
+    """(x (b, H, W, C), t (b,)) -> (b, H, W, C) float32; unconditional, label must be None.
 
     Attributes:
       channels: width of the first level.
@@ -83,6 +83,8 @@ class UNet(nn.Module):
       dropout: rate inside the residual blocks.
       groups: of the normalisation; a group of one channel forgets how strong the noise is.
       dtype: of the convolutions and matrix products; parameters, norms and softmax are float32.
+      remat: keep only the inputs of blocks and attention for the backward pass and compute the
+        rest again.
 
     Source: Ho et al. 2020 (arXiv 2006.11239), appendix B.
     """
@@ -94,15 +96,21 @@ class UNet(nn.Module):
     dropout: float = 0.0
     groups: int = 32
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, train: bool = False) -> jax.Array:
-        self._check(x)
+    def __call__(
+        self, x: jax.Array, t: jax.Array, label: jax.Array | None = None, train: bool = False
+    ) -> jax.Array:
+        self._check(x, label)
         widths = [self.channels * m for m in self.multipliers]
         last = len(widths) - 1
         shared = {"groups": self.groups, "dtype": self.dtype}
-        res_block = functools.partial(ResBlock, dropout=self.dropout, **shared)
-        attention = functools.partial(Attention, **shared)
+        # Of a ResBlock's arguments, self among them, the third is the flag ``train``.
+        block_class = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
+        attention_class = nn.remat(Attention) if self.remat else Attention
+        res_block = functools.partial(block_class, dropout=self.dropout, **shared)
+        attention = functools.partial(attention_class, **shared)
         embedding = timestep_embedding(t, self.channels)
         for name in ("embed_0", "embed_1"):
             dense = nn.Dense(4 * self.channels, kernel_init=_INIT, dtype=self.dtype, name=name)
@@ -142,7 +150,12 @@ class UNet(nn.Module):
         h = nn.silu(Norm(self.groups, name="out_norm")(h))
         return conv(x.shape[-1], "out_conv", kernel_init=_ZERO)(h).astype(jnp.float32)
 
-    def _check(self, x: jax.Array) -> None:
+    def _check(self, x: jax.Array, label: jax.Array | None) -> None:
+        if label is not None:
+            raise ValueError(
+                f"the U-Net is unconditional, got a label of shape {jnp.shape(label)}; pass "
+                "label=None, or take a DiT or U-ViT with num_classes"
+            )
         if len(self.attention) != len(self.multipliers):
             raise ValueError(
                 f"attention needs one entry per level, {len(self.multipliers)}, "

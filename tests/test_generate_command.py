@@ -1,0 +1,194 @@
+"""The command that makes images of a run: what it leaves, what does not matter, and bad input."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from small_run import ROOT, arguments, parse, tree
+
+from adaptive_ts.experiment import factory, generate, images, sharding
+from adaptive_ts.experiment.config import replace
+from adaptive_ts.experiment.errors import UserError
+
+
+@pytest.fixture
+def run(six, tmp_path):
+    """A copy of the run of six steps, elsewhere."""
+    return shutil.copytree(six[0], tmp_path / "copy")
+
+
+def made(folder):
+    with np.load(folder / "images.npz") as file:
+        return file["images"]
+
+
+def info(folder):
+    return json.loads((folder / "info.json").read_text())
+
+
+def test_without_options_the_run_s_own_images_come_out_again(run, run_data, capsys):
+    before = tree(run)
+    assert generate.main([str(run)]) == 0
+    out = run / "generated" / "step_00000006-ddim-3-seed0"
+    assert capsys.readouterr().out == f"4 images of {run} at step 6: {out}\n"
+    grid = (run / "samples" / "step_00000006.png").read_bytes()
+    assert (out / "grid.png").read_bytes() == grid
+    names = {"000000.png", "000001.png", "000002.png", "000003.png"}
+    assert {p.name for p in out.iterdir()} == names | {"images.npz", "grid.png", "info.json"}
+    pixels = made(out)
+    assert pixels.shape == (4, 8, 8, 1) and pixels.dtype == np.uint8
+    for number in range(4):
+        with Image.open(out / f"{number:06d}.png") as image:
+            np.testing.assert_array_equal(np.asarray(image), pixels[number, ..., 0])
+    said = info(out)
+    assert said["run"] == str(run) and said["weights"] == "ema" and said["image_shape"] == [8, 8, 1]
+    names = ("step", "solver", "steps", "eta", "seed", "num_images", "spacing")
+    assert [said[name] for name in names] == [6, "ddim", 3, 0.0, 0, 4, "linear"]
+    after = {k: v for k, v in tree(run).items() if not k.startswith("generated/")}
+    assert after == before, "the run itself is left alone"
+
+
+def test_options_and_an_earlier_step(run, run_data, tmp_path):
+    line = "--solver heun --steps 4 --spacing quadratic --seed 3 --num_images 10 --batch_size 3"
+    for step in (5, 6):
+        out = tmp_path / str(step)
+        argv = [str(run), *line.split(), "--step", str(step), "--out", str(out), "--no_png"]
+        assert generate.main(argv) == 0
+        assert {p.name for p in out.iterdir()} == {"images.npz", "grid.png", "info.json"}
+        assert made(out).shape == (10, 8, 8, 1)
+        said = info(out)
+        names = ("step", "solver", "steps", "eta", "seed", "num_images", "spacing")
+        assert [said[name] for name in names] == [step, "heun", 4, None, 3, 10, "quadratic"]
+    assert (made(tmp_path / "5") != made(tmp_path / "6")).any()
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(run, run_data, tmp_path, capsys):
+    largest = max((run / "checkpoints" / "6").rglob("d/*"), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
+    largest.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        generate.main([str(run), "--step", "6", "--out", str(tmp_path / "six")])
+    text = str(error.value)
+    assert f"no usable checkpoint in {run}" in text and "\n" not in text and "workdir" not in text
+    assert generate.main([str(run), "--out", str(tmp_path / "newest"), "--no_png"]) == 0
+    assert "checkpoint 6 is damaged" in capsys.readouterr().out
+    assert info(tmp_path / "newest")["step"] == 5
+
+
+def test_an_image_is_the_same_in_any_batch_on_any_number_of_devices(run_data):
+    """In uint8 all equal here; where a rounding falls on an edge, one level apart."""
+    _, config = parse(arguments("unused", run_data, "--generate.num_images 20"))
+    config = replace(config, {"generate.steps": 8, "generate.solver": "ddpm"})
+    meshes = {n: sharding.make_mesh(jax.devices()[:n]) for n in (1, 8)}
+    built = factory.build(config, meshes[1])
+    params = built.init_params(jax.random.key(0), {"image": jnp.zeros((1, 8, 8, 1))})
+    draw = lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)  # noqa: E731
+    params = jax.device_get(jax.tree.map(draw, params))
+
+    def make(devices, batch_size):
+        batches = images.image_batches(
+            config, built, (8, 8, 1), meshes[devices], batch_size=batch_size
+        )
+        parts = list(batches(params, images.image_key(0)))
+        assert all(len(part) == len(parts[0]) for part in parts[:-1]), "only the last is shorter"
+        return images.to_uint8(np.concatenate(parts)).astype(int)
+
+    whole = make(8, 16)
+    assert whole.shape == (20, 8, 8, 1) and len(np.unique(whole)) > 50
+    for devices, batch_size in ((1, 3), (1, 8), (8, 3), (8, 16)):
+        other = make(devices, batch_size)
+        print(devices, batch_size, np.abs(other - whole).max(), np.mean(other != whole))
+        assert np.abs(other - whole).max() <= 1 and np.mean(other != whole) < 0.002
+
+
+def test_pixels():
+    values = np.array([-1.5, -1.0, -0.999, 0.0, 0.5, 1.0, 2.0], np.float32)
+    np.testing.assert_array_equal(images.to_uint8(values), [0, 0, 0, 128, 191, 255, 255])
+
+
+def test_images_that_are_not_finite_are_not_written(tmp_path):
+    content = {"num_images": 4, "image_shape": (2, 2, 1)}
+    batches = [np.zeros((2, 2, 2, 1)), np.full((2, 2, 2, 1), np.nan)]
+    with pytest.raises(UserError, match="not finite numbers, the first among 2 to 3") as error:
+        generate._write(tmp_path, iter(batches), content, png=False)
+    assert error.value.exit_code == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--step", "7"], "has no checkpoint of step 7: it has 5, 6"),
+        (["--steps", "51"], "--steps: 51 is out of range: must be in 1..50"),
+        (["--steps", "1", "--spacing", "quadratic"], "steps must be from 2 to 50, got 1"),
+        (["--steps", "x"], "argument --steps: invalid int value: 'x'"),
+        (["--solver", "hune"], "--solver: expected one of ddpm, ddim, dpmpp_2m, heun; got 'hune'"),
+        (["--solver", "heun", "--eta", "0.5"], "--eta: 0.5 means nothing to heun"),
+        (["--eta", "1.5"], "--eta: 1.5 is out of range: must be in [0, 1]"),
+        (["--spacing", "log"], "invalid choice: 'log'"),
+        (["--num_images", "0"], "--num_images: 0 is out of range: must be at least 1"),
+        (["--batch_size", "0"], "--batch_size: 0 is out of range: must be at least 1"),
+        (["--seed", "-1"], "--seed: -1 is out of range: must be in 0..4294967295"),
+        (["--guidance", "2"], "unrecognized arguments: --guidance 2"),
+        (["--out", str(ROOT / "tests")], "tests is not empty: give a new folder"),
+        (["--out", __file__], "--out: cannot use"),
+        (["--out", f"{__file__}/below"], "--out: cannot use"),
+    ],
+)
+def test_mistakes_cost_one_line(six, run_data, argv, words):
+    before = tree(six[0])
+    with pytest.raises(UserError, match=r"^[^\n]*$") as error:
+        generate.main([str(six[0]), *argv])
+    assert words in str(error.value) and error.value.exit_code == 2
+    assert tree(six[0]) == before
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    def message(*argv):
+        with pytest.raises(UserError, match=r"^[^\n]*$") as error:
+            generate.main([str(tmp_path), *argv])
+        assert error.value.exit_code == 2
+        return str(error.value)
+
+    assert "the following arguments are required: RUN" in _failure([])
+    assert f"no run at {tmp_path / 'none'}" in _failure([str(tmp_path / "none")])
+    assert "holds no config.json of a run" in message()
+    for content, words in (
+        ("[1]", "holds no config.json of a run"),
+        ("{", "config.json is damaged"),
+        ('{"trian": 1}', "not a config of this version: trian: unknown field"),
+    ):
+        (tmp_path / "config.json").write_text(content)
+        assert words in message()
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "checkpoints").mkdir()
+    assert f"{tmp_path} has no checkpoint" in message()
+
+
+def _failure(argv):
+    with pytest.raises(UserError) as error:
+        generate.main(argv)
+    return str(error.value)
+
+
+def test_a_mistake_ends_the_process_with_code_2_and_one_line(tmp_path):
+    command = [sys.executable, "-m", "adaptive_ts.experiment.generate", str(tmp_path / "none")]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    where = tmp_path / "none"
+    assert done.stderr == (
+        f"generate: no run at {where}: give the folder that train.py wrote (its --workdir)\n"
+    )

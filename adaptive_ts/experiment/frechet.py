@@ -19,7 +19,10 @@ from adaptive_ts.experiment import datasets
 from adaptive_ts.experiment.config import DataConfig
 from adaptive_ts.experiment.data import Dataset, batches, load_split
 from adaptive_ts.experiment.files import atomic
+from adaptive_ts.experiment.image_metrics import Gaussian, frechet_distance, gaussian
 from adaptive_ts.types import Params
+
+__all__ = ["Features", "Gaussian", "classifier_features", "frechet_distance", "gaussian"]
 
 NUM_FEATURES = 32
 _STEPS = 800
@@ -27,13 +30,6 @@ _BATCH = 128
 _AT_ONCE = 500
 
 Log = Callable[[str], None]
-
-
-class Gaussian(NamedTuple):
-    """The mean (d,) and the covariance (d, d) of a set of features, float64."""
-
-    mean: np.ndarray
-    covariance: np.ndarray
 
 
 class Features(NamedTuple):
@@ -82,27 +78,6 @@ def classifier_features(data: DataConfig, log: Log = print) -> Features:
     scores = extract(_unit(test.images), 1)
     accuracy = float((scores.argmax(1) == test.labels).mean())
     return Features(extract, accuracy, gaussian(extract(_unit(train.images))))
-
-
-def gaussian(features: np.ndarray) -> Gaussian:
-    """The moments of features (N, d)."""
-    return Gaussian(features.mean(0), np.cov(features, rowvar=False))
-
-
-def frechet_distance(a: Gaussian, b: Gaussian) -> float:
-    """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)), by symmetric eigenvalues in float64.
-
-    NaN where a moment is not finite, as of a model that has diverged.
-
-    Source: Heusel et al. 2017 (arXiv 1706.08500), Eq. 6.
-    """
-    if not all(np.isfinite(x).all() for x in (*a, *b)):
-        return float("nan")
-    values, vectors = np.linalg.eigh(a.covariance)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ b.covariance @ root).clip(0)).sum()
-    trace = np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross
-    return float(((a.mean - b.mean) ** 2).sum() + trace)
 
 
 def _unit(images: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from small_run import ROOT, SMALL, compiler_environment
 from adaptive_ts.experiment import bench, bench_records, bench_report, contest, sharding
 from adaptive_ts.experiment.cli import parse
 from adaptive_ts.experiment.errors import UserError
-from adaptive_ts.experiment.evaluate import geometric_strata
+from adaptive_ts.experiment.likelihood import geometric_strata
 from adaptive_ts.experiment.factory import build, known_names
 
 OPTIONS = [*SMALL.split(), "--train.steps", "4", "--generate.steps", "2"]

@@ -14,7 +14,7 @@ from adaptive_ts.experiment import sharding
 from adaptive_ts.experiment.compiling import compiling
 from adaptive_ts.experiment.config import Config
 from adaptive_ts.experiment.data import Dataset, batches, load_split
-from adaptive_ts.experiment.evaluate import Strata, geometric_strata
+from adaptive_ts.experiment.likelihood import Strata, geometric_strata
 from adaptive_ts.experiment.factory import Built, build
 from adaptive_ts.experiment.finish import image_maker
 from adaptive_ts.experiment.frechet import Features, classifier_features, frechet_distance, gaussian

@@ -14,7 +14,7 @@ from adaptive_ts.experiment import pictures, report
 from adaptive_ts.experiment.checkpoint import state_digest
 from adaptive_ts.experiment.config import Config
 from adaptive_ts.experiment.data import Dataset
-from adaptive_ts.experiment.evaluate import Evaluation, evaluate
+from adaptive_ts.experiment.likelihood import Evaluation, evaluate
 from adaptive_ts.experiment.factory import Built
 from adaptive_ts.experiment.files import read_json, write_json
 from adaptive_ts.experiment.images import image_batches, image_key, save_grid

@@ -11,7 +11,7 @@ from adaptive_ts import diffusion
 from adaptive_ts.experiment import factory, sharding
 from adaptive_ts.experiment.config import Config, ModelConfig, SamplerConfig, ScheduleConfig
 from adaptive_ts.experiment.data import from_arrays
-from adaptive_ts.experiment.evaluate import evaluate, geometric_strata
+from adaptive_ts.experiment.likelihood import evaluate, geometric_strata
 
 T, C = 40, 0.3
 

@@ -15,8 +15,8 @@ from small_run import ROOT, SMALL, compiler_environment
 from adaptive_ts.experiment import bench, bench_records, bench_report, contest, sharding
 from adaptive_ts.experiment.cli import parse
 from adaptive_ts.experiment.errors import UserError
-from adaptive_ts.experiment.likelihood import geometric_strata
 from adaptive_ts.experiment.factory import build, known_names
+from adaptive_ts.experiment.likelihood import geometric_strata
 
 OPTIONS = [*SMALL.split(), "--train.steps", "4", "--generate.steps", "2"]
 OPTIONS += ["--optimizer.warmup_steps", "0", "--optimizer.learning_rate", "0.01"]

@@ -14,10 +14,10 @@ from adaptive_ts.experiment import sharding
 from adaptive_ts.experiment.compiling import compiling
 from adaptive_ts.experiment.config import Config
 from adaptive_ts.experiment.data import Dataset, batches, load_split
-from adaptive_ts.experiment.likelihood import Strata, geometric_strata
 from adaptive_ts.experiment.factory import Built, build
 from adaptive_ts.experiment.finish import image_maker
 from adaptive_ts.experiment.frechet import Features, classifier_features, frechet_distance, gaussian
+from adaptive_ts.experiment.likelihood import Strata, geometric_strata
 from adaptive_ts.experiment.state import TrainState, abstract, make_init
 from adaptive_ts.experiment.step import density_timesteps, make_density, make_step, prepare
 from adaptive_ts.types import Key, Params

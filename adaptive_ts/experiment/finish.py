@@ -14,10 +14,10 @@ from adaptive_ts.experiment import pictures, report
 from adaptive_ts.experiment.checkpoint import state_digest
 from adaptive_ts.experiment.config import Config
 from adaptive_ts.experiment.data import Dataset
-from adaptive_ts.experiment.likelihood import Evaluation, evaluate
 from adaptive_ts.experiment.factory import Built
 from adaptive_ts.experiment.files import read_json, write_json
 from adaptive_ts.experiment.images import image_batches, image_key, save_grid
+from adaptive_ts.experiment.likelihood import Evaluation, evaluate
 from adaptive_ts.experiment.state import LOSS_BUCKETS, TrainState
 from adaptive_ts.experiment.step import density_timesteps
 from adaptive_ts.grid import TimeGrid

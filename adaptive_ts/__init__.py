@@ -70,6 +70,7 @@ from adaptive_ts.samplers import (
     mode,
     speed,
     uniform,
+    with_density_of,
     with_weighting,
 )
 from adaptive_ts.schedules import NoiseSchedule, from_betas, posterior_tables
@@ -191,6 +192,7 @@ __all__ = [
     "vp_linear",
     "warmup",
     "weightings",
+    "with_density_of",
     "with_weighting",
     "zero_terminal_snr",
 ]

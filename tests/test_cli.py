@@ -19,12 +19,12 @@ KNOWN = {
     "schedule.name": ("linear", "cosine", "quad"),
     "weighting.name": tuple(WEIGHTINGS),
 }
-ROWS = ("cifar10", "cifar10_uniform", "digits", "digits_uniform", "fashion_mnist")
-ROWS += ("fashion_mnist_uniform", "overhead")
-COMPARED = ("uniform", "stratified", "beta_1_2", "logit_normal", "speed", "min_snr")
-COMPARED += ("loss_second_moment", "entropy_rate", "loss_proportional", "adaptive_as_published")
-COMPARED += ("adaptive", "impact")
-ROWS += tuple(f"bench_{name}" for name in COMPARED)
+COMPARED = ("uniform", "p2", "min_snr", "log_normal", "clts", "speed", "adaptive")
+COMPARED += tuple(f"adaptive_{name}" for name in COMPARED[1:6])
+COMPARED += ("adaptive_as_published", "stratified", "beta_1_2", "logit_normal")
+COMPARED += ("loss_second_moment", "entropy_rate", "loss_proportional", "impact")
+ROWS = ("cifar10", "cifar10_uniform", "digits", "fashion_mnist", "fashion_mnist_uniform")
+ROWS += ("overhead", *(f"digits_{name}" for name in COMPARED))
 
 
 def parse(line):

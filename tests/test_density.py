@@ -8,6 +8,7 @@ import pytest
 import adaptive_ts as ats
 from adaptive_ts import weightings
 from adaptive_ts.density import relative_density
+from adaptive_ts.testing import check_sampler
 
 GRID, SCHEDULE = ats.discrete(1000), ats.linear(1000)
 T = jnp.arange(1000)
@@ -122,3 +123,43 @@ def test_errors():
     bare = uniform._replace(sample=uniform.sample.draw)
     with pytest.raises(ValueError, match="does not name its time grid"):
         ats.effective_density(bare)
+
+
+def test_on_top_of_another_sampler_its_density_is_a_weighting():
+    """Objective of the one, draws of the other; states, weights and wrappers of both."""
+    law = ats.beta(GRID, 1.0, 2.0)
+    p = normalised(1 - GRID.to_u(T))  # Beta(1, 2)
+    found = ats.effective_density(ats.with_density_of(ats.uniform(GRID), law))
+    np.testing.assert_allclose(found, p, rtol=1e-3)
+    twice = ats.with_density_of(law, law)
+    np.testing.assert_allclose(ats.effective_density(twice), normalised(p**2), rtol=1e-3)
+    weighted = ats.with_weighting(law, weightings.p2(), SCHEDULE)
+    expected = normalised(p * np.asarray(weightings.p2()(SCHEDULE.log_snr(T)), np.float64))
+    for sampler in (
+        ats.with_density_of(ats.uniform(GRID), weighted),
+        ats.importance_weighted(ats.with_density_of(ats.beta(GRID, 0.8, 1.0), weighted)),
+        ats.with_density_of(ats.importance_weighted(ats.beta(GRID, 0.8, 1.0)), weighted),
+    ):
+        np.testing.assert_allclose(ats.effective_density(sampler), expected, rtol=2e-3)
+
+
+def test_on_top_of_a_curriculum_the_weighting_follows_it(strict):
+    sampler = ats.with_density_of(ats.beta(GRID, 1.0, 2.0), ats.curriculum(GRID, steps=10))
+    check_sampler(sampler, BATCH)
+    state = sampler.init(jax.random.key(0), BATCH)
+    with strict():
+        first = jax.jit(sampler.sample)(jax.random.key(1), state, BATCH)
+        for _ in range(20):
+            state, _ = sampler.update(state, first, jnp.ones(8), key=jax.random.key(2))
+        last = jax.jit(sampler.sample)(jax.random.key(1), state, BATCH)
+    np.testing.assert_array_equal(first.t, last.t)
+    np.testing.assert_allclose(first.weight, 1.0, rtol=1e-5)
+    law = ats.curriculum(GRID, steps=10)
+    expected = jnp.exp(law.log_density(state[1], last, BATCH))
+    np.testing.assert_allclose(last.weight, expected, rtol=1e-6)
+    assert jnp.std(last.weight) > 0.1
+
+
+def test_on_top_of_needs_one_grid():
+    with pytest.raises(ValueError, match=r"same grid, got .*\(1000, 1000\) and \(50, 50\)"):
+        ats.with_density_of(ats.uniform(GRID), ats.uniform(ats.discrete(50)))

@@ -181,6 +181,8 @@ class SamplerConfig:
     """Weight the losses by 1/(T p(t)), so that the objective stays that of uniform sampling."""
     uniform_prob: float = 0.0
     """Probability of drawing uniformly instead of from the sampler."""
+    on_top_of: str | None = None
+    """Another sampler, whose density becomes a loss weighting: its objective, this one's draws."""
     objective: Literal["vlb", "loss"] = "vlb"
     """What the probe measures: the VLB term (bits/dim), or the training loss."""
     every: int = 40

@@ -1,7 +1,10 @@
-"""One entry of the comparison bench: trained for some seeds, measured on the way and at the end."""
+"""One entry of a table: trained for some seeds, measured on the way and at the end."""
 
+import contextlib
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -9,22 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from adaptive_ts.diffusion import prior_bits_per_dim, vlb_terms
+from adaptive_ts.diffusion import prior_bits_per_dim
 from adaptive_ts.experiment import sharding
+from adaptive_ts.experiment.checkpoint import Checkpoints, open_checkpoints
 from adaptive_ts.experiment.compiling import compiling
 from adaptive_ts.experiment.config import Config
+from adaptive_ts.experiment.contest_functions import functions_of, held_out_batch
 from adaptive_ts.experiment.data import Dataset, batches, load_split
 from adaptive_ts.experiment.factory import Built, build
-from adaptive_ts.experiment.finish import image_maker
 from adaptive_ts.experiment.frechet import Features, classifier_features, frechet_distance, gaussian
+from adaptive_ts.experiment.images import image_batches
 from adaptive_ts.experiment.likelihood import Strata, geometric_strata
-from adaptive_ts.experiment.state import TrainState, abstract, make_init
-from adaptive_ts.experiment.step import density_timesteps, make_density, make_step, prepare
+from adaptive_ts.experiment.state import TrainState, abstract
+from adaptive_ts.experiment.step import density_timesteps, prepare
 from adaptive_ts.types import Key, Params
 
 EVALUATIONS = 12  # on the way, on one batch of held-out images
 BATCHES = 4  # of held-out images at the end
-_BATCH = 64
 _DENSITY_POINTS = 25
 
 
@@ -35,105 +39,188 @@ class _Entry(NamedTuple):
     mesh: Mesh
     built: Built
     train: Dataset
-    init: Callable[[Key], TrainState]
-    steps: dict[bool | None, Callable[..., Any]]
-    density: Callable[..., jax.Array]
-    measure: Callable[[Params, int], tuple[np.ndarray, np.ndarray]]
-    generate: Callable[[Params, Key], np.ndarray]
+    test: Dataset
+    functions: Mapping[Any, Callable[..., Any]]
+    target: TrainState
+    generate: Callable[[Params, Key], Iterator[np.ndarray]]
     features: Features
     strata: Strata
     prior: float
+    image_evaluations: int
+    folder: Path | None
+    on_steps: Callable[[int], None]
 
 
-def contest(config: Config, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
+class _Progress(NamedTuple):
+    """What a run has measured so far; it goes into its checkpoints."""
+
+    curve: list[list[float]]
+    frechet_curve: list[list[float]]
+    seconds: float
+
+
+def contest(
+    config: Config,
+    seeds: Sequence[int],
+    *,
+    image_evaluations: int = 1,
+    folder: Path | None = None,
+    on_steps: Callable[[int], None] = lambda steps: None,
+) -> Iterator[dict[str, Any]]:
     """Trains a config for each seed; yields one record per run, as soon as it is done.
 
     A record holds ``seed``; ``curve``, rows of (step, seconds of training, VLB in bits/dim,
     eps-MSE) on 64 held-out images; ``seconds`` of training; ``vlb`` and ``mse`` on 256 of them;
     ``mse_by_timestep`` (at ``timesteps``); ``frechet``, of ``generate.num_images`` images against
-    the training images; and ``density``, T p(t) at the end, at 25 evenly spaced timesteps. The
-    held-out images, their noise and the noise that images are made from are the same in all runs.
+    the training images, and ``frechet_curve``, rows of (step, seconds, Frechet distance);
+    ``density``, T p(t) at the end, at 25 evenly spaced timesteps; ``data``, the images'
+    fingerprint. The held-out images, their noise and the noise that images are made from are the
+    same in all runs.
+
+    Args:
+      config: of the runs but for the seed.
+      seeds: of the runs.
+      image_evaluations: how often images are made, evenly spaced, the end included.
+      folder: where runs are saved every ``train.save_every`` steps until they are done, and found
+        again; None: nowhere.
+      on_steps: told now and then how many steps were done since it was told last.
     """
-    entry = _prepare(config)
+    entry = _prepare(config, image_evaluations, folder, on_steps)
     for seed in seeds:
         yield {"seed": seed, **_run(entry, seed)}
 
 
-def _prepare(config: Config) -> _Entry:
+def _prepare(
+    config: Config,
+    image_evaluations: int,
+    folder: Path | None,
+    on_steps: Callable[[int], None],
+) -> _Entry:
     mesh = sharding.make_mesh()
-    whole, rows = sharding.replicated(mesh), sharding.split(mesh)
     built = build(config, mesh)
     train, test = (load_split(config.data, split, lambda line: None) for split in ("train", "test"))
-    shape = (config.train.batch_size, *train.images.shape[1:])
-    example = {"image": jax.ShapeDtypeStruct(shape, jnp.float32)}
-    init = make_init(built.init_params, built.parts.optimizer, built.parts.sampler, example)
-    key = jax.random.key(0)
-    state = abstract(init, key, mesh)
-    batch = {
-        "image": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=rows),
-        "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=rows),
-    }
-    variants = (False, True) if built.probe_every else (None,)
-    jobs = {v: (make_step(built.parts, probe=v), (state, batch, key)) for v in variants}
-    jobs |= {
-        "init": (jax.jit(init, out_shardings=whole), (key,)),
-        "density": (make_density(built.parts), (state.sampler, batch)),
-    }
+    strata = geometric_strata(built.schedule.num_timesteps)
+    jobs, init = functions_of(config, built, train, mesh)
     with compiling(jobs) as compiled:
         functions = {name: compiled(name) for name in jobs}
-    strata = geometric_strata(built.schedule.num_timesteps)
+    held_out = [prepare(held_out_batch(test, i)[0], None)["image"] for i in range(BATCHES)]
+    prior = np.mean([prior_bits_per_dim(built.schedule, jnp.asarray(x)) for x in held_out])
     return _Entry(
         config=config,
         mesh=mesh,
         built=built,
         train=train,
-        init=functions["init"],
-        steps={v: functions[v] for v in variants},
-        density=functions["density"],
-        measure=_measurer(config, built, test, strata),
-        generate=image_maker(config, built, shape[1:], mesh),
+        test=test,
+        functions=functions,
+        target=abstract(init, jax.random.key(0), mesh),
+        generate=image_batches(config, built, train.images.shape[1:], mesh),
         features=classifier_features(config.data, lambda line: None),
         strata=strata,
-        prior=_prior(built, test),
+        prior=float(prior),
+        image_evaluations=image_evaluations,
+        folder=folder,
+        on_steps=on_steps,
     )
 
 
 def _run(entry: _Entry, seed: int) -> dict[str, Any]:
-    total, every = entry.config.train.steps, entry.built.probe_every
+    with _saving(entry, seed) as checkpoints:
+        return _trained(entry, seed, checkpoints)
+
+
+def _trained(entry: _Entry, seed: int, checkpoints: Checkpoints | None) -> dict[str, Any]:
+    config, total, every = entry.config, entry.config.train.steps, entry.built.probe_every
     key_init, key = jax.random.split(jax.random.key(seed))
-    state = entry.init(key_init)
-    data = batches(entry.train, batch_size=entry.config.train.batch_size, seed=seed)
-    marks = {round(total * (i + 1) / EVALUATIONS) for i in range(EVALUATIONS)}
-    curve, seconds, began = [], 0.0, time.perf_counter()
-    for number in range(1, total + 1):
+    start, state, progress = 0, None, _Progress([], [], 0.0)
+    found = checkpoints and checkpoints.restore_latest(entry.target, lambda line: None)
+    if found:
+        start, state, progress = found[0], found[1], _Progress(*found[2]["progress"])
+    else:
+        state = entry.functions["init"](key_init)
+    data = batches(entry.train, batch_size=config.train.batch_size, seed=seed, start_step=start)
+    likelihood_at, images_at = _marks(total, EVALUATIONS), _marks(total, entry.image_evaluations)
+    entry.on_steps(start)
+    told, batch, began = start, None, time.perf_counter()
+    for number in range(start + 1, total + 1):
         batch = sharding.put_batch(next(data), entry.mesh)
         variant = None if every is None else number % every == 0
-        state, _ = entry.steps[variant](state, batch, key)
-        if number in marks:
-            jax.block_until_ready(state)
-            seconds += time.perf_counter() - began
-            mse, vlb = entry.measure(state.ema, 1)
-            curve.append([number, round(seconds, 2), *_totals(entry, vlb, mse)])
-            began = time.perf_counter()
-    mse, vlb = entry.measure(state.ema, BATCHES)
+        state, _ = entry.functions[variant](state, batch, key)
+        save = checkpoints and number % config.train.save_every == 0 and number < total
+        if not (save or number in likelihood_at or number in images_at):
+            continue
+        jax.block_until_ready(state)
+        progress = progress._replace(seconds=progress.seconds + time.perf_counter() - began)
+        here = [number, round(progress.seconds, 2)]
+        if number in likelihood_at:
+            mse, vlb = _measure(entry, state.ema, 1)
+            progress.curve.append([*here, *_totals(entry, vlb, mse)])
+        if number in images_at:
+            progress.frechet_curve.append([*here, _frechet(entry, state.ema)])
+        if save:
+            checkpoints.save(number, state, {"progress": list(progress)})
+        entry.on_steps(number - told)
+        told, began = number, time.perf_counter()
+    return _record(entry, state, batch, progress)
+
+
+def _record(
+    entry: _Entry, state: TrainState, batch: dict[str, jax.Array], progress: _Progress
+) -> dict[str, Any]:
+    mse, vlb = _measure(entry, state.ema, BATCHES)
     total_vlb, total_mse = _totals(entry, vlb, mse)
-    features = entry.features
-    made = gaussian(features.extract(entry.generate(state.ema, jax.random.key(2**31 - 2))))
-    density = np.asarray(entry.density(state.sampler, batch))
+    density = np.asarray(entry.functions["density"](state.sampler, batch))
     at = np.linspace(0, len(density) - 1, _DENSITY_POINTS).round().astype(int)
     return {
-        "steps": total,
-        "seconds": round(seconds, 2),
+        "steps": entry.config.train.steps,
+        "seconds": round(progress.seconds, 2),
         "vlb": total_vlb,
         "mse": total_mse,
-        "frechet": _rounded(frechet_distance(made, features.reference)),
-        "accuracy": _rounded(features.accuracy),
-        "curve": curve,
+        "frechet": progress.frechet_curve[-1][2],
+        "features": f"classifier, accuracy {entry.features.accuracy:.4f}",
+        "data": entry.train.fingerprint,
+        "curve": progress.curve,
+        "frechet_curve": progress.frechet_curve,
         "timesteps": entry.strata.timesteps.tolist(),
         "mse_by_timestep": [_rounded(x) for x in mse],
-        "density": [_rounded(x) for x in density[at]],
+        "density": [_rounded(density[i]) for i in at],
         "density_timesteps": np.asarray(density_timesteps(entry.built.parts.grid))[at].tolist(),
     }
+
+
+@contextlib.contextmanager
+def _saving(entry: _Entry, seed: int) -> Iterator[Checkpoints | None]:
+    """Where a run is saved while it goes on; removed when it is done."""
+    if entry.folder is None or entry.config.train.save_every >= entry.config.train.steps:
+        yield None
+        return
+    folder = entry.folder / f"seed{seed}"
+    with contextlib.closing(open_checkpoints(folder, max_to_keep=1)) as checkpoints:
+        yield checkpoints
+        checkpoints.wait()
+    shutil.rmtree(folder)
+    with contextlib.suppress(OSError):  # not empty: another seed's is still there
+        entry.folder.rmdir()
+        entry.folder.parent.rmdir()
+
+
+def _marks(total: int, count: int) -> set[int]:
+    return {round(total * (i + 1) / count) for i in range(count)}
+
+
+def _measure(entry: _Entry, params: Params, num: int) -> tuple[np.ndarray, np.ndarray]:
+    """(k,) mean eps-MSE and (k,) mean VLB term at each stratum, over the first batches."""
+    found = []
+    for i in range(num):
+        batch, index = sharding.put_whole(held_out_batch(entry.test, i), entry.mesh)
+        found.append(np.asarray(entry.functions["errors"](params, batch, index)))
+    mse = np.mean(found, axis=0)
+    return mse.astype(np.float64), np.asarray(entry.functions["bits"](mse), np.float64)
+
+
+def _frechet(entry: _Entry, params: Params) -> float:
+    made = entry.generate(params, jax.random.key(2**31 - 2))
+    features = np.concatenate([entry.features.extract(images) for images in made])
+    return _rounded(frechet_distance(gaussian(features), entry.features.reference))
 
 
 def _totals(entry: _Entry, vlb: np.ndarray, mse: np.ndarray) -> tuple[float, float]:
@@ -142,44 +229,5 @@ def _totals(entry: _Entry, vlb: np.ndarray, mse: np.ndarray) -> tuple[float, flo
     return _rounded(sizes @ vlb + entry.prior), _rounded(sizes @ mse / sizes.sum())
 
 
-def _prior(built: Built, test: Dataset) -> float:
-    images = prepare({"image": jnp.asarray(test.images[: BATCHES * _BATCH])}, None)["image"]
-    return float(jnp.mean(prior_bits_per_dim(built.schedule, images)))
-
-
 def _rounded(x: float) -> float:
     return float(f"{float(x):.5g}")
-
-
-def _measurer(
-    config: Config, built: Built, test: Dataset, strata: Strata
-) -> Callable[[Params, int], tuple[np.ndarray, np.ndarray]]:
-    """(params, batches) -> (k,) mean eps-MSE and (k,) mean VLB term at each stratum."""
-    timesteps, key = jnp.asarray(strata.timesteps), jax.random.key(2**31 - 1)
-
-    @jax.jit
-    def errors(params: Params, images: jax.Array, index: jax.Array) -> jax.Array:
-        batch = prepare({"image": images}, None)
-
-        def at(t: jax.Array) -> jax.Array:  # the same noise at every t
-            losses = built.eps_loss.at(params, batch, jnp.full(index.shape, t), key, index)
-            return jnp.mean(losses)
-
-        return jax.lax.map(at, timesteps)
-
-    @jax.jit
-    def bits(mse: jax.Array) -> jax.Array:
-        # The term is affine in the squared error: that of the mean error is the mean term.
-        error = jnp.sqrt(mse)[:, None]
-        zero, variance = jnp.zeros_like(error), config.model.variance
-        return vlb_terms(built.schedule, zero, zero, error, timesteps, variance=variance)
-
-    def measure(params: Params, num: int) -> tuple[np.ndarray, np.ndarray]:
-        found = []
-        for i in range(num):
-            index = np.arange(i * _BATCH, (i + 1) * _BATCH, dtype=np.int32)
-            found.append(np.asarray(errors(params, test.images[index % len(test.images)], index)))
-        mse = np.mean(found, axis=0)
-        return mse.astype(np.float64), np.asarray(bits(jnp.asarray(mse)), np.float64)
-
-    return measure

@@ -14,7 +14,7 @@ from adaptive_ts.experiment import sharding
 from adaptive_ts.experiment.config import Config, ModelConfig, WeightingConfig
 from adaptive_ts.grid import TimeGrid
 from adaptive_ts.policy import conv_beta_policy
-from adaptive_ts.schedules import NoiseSchedule
+from adaptive_ts.schedules import NoiseSchedule, known
 from adaptive_ts.types import TimestepSampler, Weighting
 
 
@@ -263,6 +263,10 @@ def make_sampler(s: Setting) -> TimestepSampler:
         sampler = samplers.mixed_with_uniform(sampler, s.config.sampler.uniform_prob)
     if s.config.sampler.importance_weighted:
         sampler = samplers.importance_weighted(sampler)
+    below = s.config.sampler.on_top_of
+    if below is not None:
+        known(below, tuple(name for name in SAMPLERS if name not in PROBING), "sampler.on_top_of")
+        sampler = samplers.with_density_of(sampler, SAMPLERS[below](s))
     weighting = _weighting(s)
     if weighting is None:
         return sampler

@@ -150,7 +150,7 @@ def _unused(c: Any) -> list[str]:
         owners = _OWNERS.get(field.name, (field.name,))
         if (
             dataclasses.is_dataclass(group)
-            and c.sampler.name not in owners
+            and not {c.sampler.name, c.sampler.on_top_of} & {*owners}
             and group != type(group)()
         ):
             problems.append(

@@ -14,7 +14,12 @@ from adaptive_ts.samplers.logit import cosmap, logit_normal, mode
 from adaptive_ts.samplers.speed import speed
 from adaptive_ts.samplers.static import beta, from_probabilities, uniform
 from adaptive_ts.samplers.tabular import entropy_rate, loss_proportional, loss_second_moment
-from adaptive_ts.samplers.wrappers import importance_weighted, mixed_with_uniform, with_weighting
+from adaptive_ts.samplers.wrappers import (
+    importance_weighted,
+    mixed_with_uniform,
+    with_density_of,
+    with_weighting,
+)
 
 __all__ = [
     "AdaptiveState",
@@ -40,5 +45,6 @@ __all__ = [
     "mode",
     "speed",
     "uniform",
+    "with_density_of",
     "with_weighting",
 ]

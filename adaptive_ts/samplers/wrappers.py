@@ -1,6 +1,7 @@
 """Samplers made from samplers."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from adaptive_ts.types import (
     Batch,
     Key,
     LogDensityFn,
+    Metrics,
     PerExample,
     State,
     TimestepSample,
@@ -157,6 +159,79 @@ def with_weighting(
         return weighting(schedule.log_snr(sample.t))
 
     return _weighted(sampler, weigh)
+
+
+def with_density_of(sampler: TimestepSampler, other: TimestepSampler) -> TimestepSampler:
+    """Multiplies the loss of every draw by the density that ``other`` has there.
+
+    weight_i = w_i v_i exp(other.log_density_i), with v the other's own weights. What ``other`` does
+    to the objective by drawing more often than uniform becomes a loss weighting, and ``sampler``
+    is free to choose the timesteps: an adaptive sampler on top of a heuristic. On top of uniform
+    timesteps it is ``other`` by weights, the same objective in expectation.
+
+    Args:
+      sampler: draws the timesteps. Its own weights w are kept as a factor.
+      other: a sampler of the same grid; it is updated with the draws of ``sampler``.
+
+    Returns:
+      A `TimestepSampler` whose state is the pair of theirs, with the draws, ``log_density`` and
+      metrics of ``sampler``.
+
+    Raises:
+      ValueError: their grids differ.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import adaptive_ts as ats
+      >>> grid = ats.discrete(1000)
+      >>> sampler = ats.with_density_of(ats.uniform(grid), ats.beta(grid, 1.0, 2.0))
+      >>> batch = {"image": jnp.zeros((2, 8, 8, 1))}
+      >>> state = sampler.init(jax.random.key(0), batch)
+      >>> draw = sampler.sample(jax.random.key(1), state, batch)
+      >>> print(jnp.allclose(draw.weight, 2 * (1 - draw.u), atol=2e-3))
+      True
+
+    Source: ours; that a law of timesteps is a loss weighting in expectation: Kingma and Gao 2023
+    (arXiv 2303.00848), section 3.
+    """
+    grids = [getattr(s.sample, "grid", None) for s in (sampler, other)]
+    sizes = [grid and (grid.num_timesteps, grid.num_buckets) for grid in grids]
+    if None not in grids and sizes[0] != sizes[1]:
+        raise ValueError(
+            f"both samplers need the same grid, got timesteps and buckets {sizes[0]} and {sizes[1]}"
+        )
+    base, own = sampler.sample, getattr(other.sample, "weigh", None)
+
+    def init(key: Key, batch: Batch) -> State:
+        keys = jax.random.split(key)
+        return sampler.init(keys[0], batch), other.init(keys[1], batch)
+
+    def factor(state: State, drawn: TimestepSample, batch: Batch) -> PerExample:
+        density = jnp.exp(jax.lax.stop_gradient(other.log_density(state[1], drawn, batch)))
+        return density if own is None else density * own(state[1], drawn, batch)
+
+    def weigh(state: State, drawn: TimestepSample, batch: Batch) -> PerExample:
+        weight = factor(state, drawn, batch)
+        return weight if base.weigh is None else weight * base.weigh(state[0], drawn, batch)
+
+    def sample(key: Key, state: State, batch: Batch) -> TimestepSample:
+        drawn = base(key, state[0], batch)
+        return drawn._replace(weight=drawn.weight * factor(state, drawn, batch))
+
+    def log_density(state: State, drawn: TimestepSample, batch: Batch) -> PerExample:
+        return sampler.log_density(state[0], drawn, batch)
+
+    def update(
+        state: State, drawn: TimestepSample, losses: PerExample, **extra: Any
+    ) -> tuple[State, Metrics]:
+        first, metrics = sampler.update(state[0], drawn, losses, **extra)
+        second, _ = other.update(state[1], drawn, losses, **extra)
+        return (first, second), metrics
+
+    if isinstance(base, GridSample):
+        proposal = None if base.proposal is None else log_density
+        sample = GridSample(base.grid, lambda k, s, b: base.draw(k, s[0], b), weigh, proposal)
+    return TimestepSampler(init, sample, log_density, update)
 
 
 def _named(sampler: TimestepSampler, grid: TimeGrid | None) -> GridSample:

@@ -1,4 +1,4 @@
-"""The bench's picture: curves, loss by noise level, p(t), and likelihood against image quality."""
+"""A table's picture: curves, loss by noise level, p(t), and likelihood against image quality."""
 
 import os
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ _TIMESTEP = "timestep t (noise grows to the right)"
 Runs = Mapping[int, dict[str, Any]]
 
 
-def plot_bench(
+def plot_table(
     path: str | os.PathLike[str],
     rows: Mapping[str, Runs],
     points: Mapping[str, Mapping[str, Any]],
@@ -29,36 +29,61 @@ def plot_bench(
       points: label -> differences from uniform (``vlb``, ``frechet``), for rows that have them.
       title: what is shown.
     """
-    figure = figure_of(8.2, 6.4)
-    axes = figure.subplots(2, 2)
+    figure = figure_of(9.4, 9.6)
+    axes = figure.subplots(3, 2)
     reference = next(iter(rows))
     base = _mean(rows[reference], "mse_by_timestep")
     top = 2.0
     for i, (label, runs) in enumerate(rows.items()):
         look = _look(i, reference)
-        curve = _mean(runs, "curve")
+        curve, second = _mean(runs, "curve"), step_seconds(runs)
         axes[0, 0].plot(curve[:, 0], curve[:, 2], label=label, **look)
+        axes[0, 1].plot(curve[:, 0] * second, curve[:, 2], **look)
         first = next(iter(runs.values()))
         ratio = _mean(runs, "mse_by_timestep") / base
-        axes[0, 1].plot(np.asarray(first["timesteps"]) + 1, ratio, **look)
+        axes[1, 0].plot(np.asarray(first["timesteps"]) + 1, ratio, **look)
         density = _mean(runs, "density")
-        axes[1, 0].plot(first["density_timesteps"], density, **look)
+        axes[1, 1].plot(first["density_timesteps"], density, **look)
         top = max(top, 1.1 * float(density.max()))
-    axes[0, 0].set(ylabel="held-out VLB, bits/dim", yscale="log")
-    _plain(axes[0, 0].yaxis)
-    count_steps(axes[0, 0])
-    axes[0, 0].set_title("likelihood over training, mean over seeds", fontsize=9)
-    axes[0, 1].set(xscale="log", yscale="log", xlabel="timestep t + 1")
-    axes[0, 1].set_ylabel(f"eps-MSE / that of {reference}")
-    _plain(axes[0, 1].yaxis)
-    axes[0, 1].set_title("loss by noise level, at the end", fontsize=9)
-    axes[1, 0].set(xlabel=_TIMESTEP, ylabel="p(t) / uniform", ylim=(0, min(top, 10)))
-    axes[1, 0].set_title("timesteps drawn, at the end", fontsize=9)
-    _tradeoff(axes[1, 1], list(rows), points)
+        images = _mean(runs, "frechet_curve")
+        axes[2, 0].plot(images[:, 0], images[:, 2], marker="o", ms=3, **look)
+    _likelihood(axes[0])
+    axes[1, 0].set(xscale="log", yscale="log", xlabel="timestep t + 1")
+    axes[1, 0].set_ylabel(f"eps-MSE / that of {reference}")
+    _plain(axes[1, 0].yaxis)
+    axes[1, 0].set_title("loss by noise level, at the end", fontsize=9)
+    axes[1, 1].set(xlabel=_TIMESTEP, ylabel="p(t) / uniform", ylim=(0, min(top, 10)))
+    axes[1, 1].set_title("timesteps drawn, at the end", fontsize=9)
+    axes[2, 0].set(ylabel="Frechet distance", yscale="log")
+    _plain(axes[2, 0].yaxis)
+    count_steps(axes[2, 0])
+    axes[2, 0].set_title("images over training, mean over seeds", fontsize=9)
+    _tradeoff(axes[2, 1], list(rows), points)
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(), loc="outside right", frameon=False, fontsize=8
     )
     finish(figure, path, title)
+
+
+def _likelihood(axes: Any) -> None:
+    for one in axes:
+        one.set(ylabel="held-out VLB, bits/dim", yscale="log")
+        _plain(one.yaxis)
+    count_steps(axes[0])
+    axes[0].set_title("likelihood over training, mean over seeds", fontsize=9)
+    axes[1].set(xlabel="seconds: steps x median time per step")
+    axes[1].set_title("the same by wall-clock", fontsize=9)
+
+
+def step_seconds(runs: Runs) -> float:
+    """Seconds per training step: the median over all stretches between evaluations.
+
+    Robust against whatever else the machine did meanwhile; a stretch is whole cycles of f_S.
+    """
+    curves = [np.asarray(run["curve"])[:, :2] for run in runs.values()]
+    stretches = [np.diff(curve, axis=0, prepend=0.0) for curve in curves]
+    steps, seconds = np.concatenate(stretches).T
+    return float(np.median(seconds / steps))
 
 
 def _tradeoff(axes: Any, labels: list[str], points: Mapping[str, Mapping[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""The bench's tables and pictures: means over seeds, and differences from uniform by seed."""
+"""Tables and pictures: means over seeds, and differences from uniform by seed."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from adaptive_ts.experiment import bench_pictures
-from adaptive_ts.experiment.bench_records import comparable
 from adaptive_ts.experiment.files import atomic
+from adaptive_ts.experiment.table_pictures import plot_table, step_seconds
+from adaptive_ts.experiment.table_records import comparable
 
 BASELINE = "uniform"
 Runs = Mapping[int, dict[str, Any]]  # seed -> record
@@ -47,11 +47,11 @@ def write_report(runs: Sequence[dict[str, Any]], folder: Path) -> str:
         rows = by_row(chosen)
         first = chosen[0]
         title = f"{first['dataset']}, {first['schedule']} schedule, {first['steps']:,} steps"
-        text = f"{title}\n\n{table(rows)}\n"
+        text = f"{title}; images by {first['features']}\n\n{table(rows)}\n"
         with atomic(folder / f"{name}.md") as file:
             file.write(text.encode())
         points = {label: differences(rows, label) for label in rows if label != BASELINE}
-        bench_pictures.plot_bench(folder / f"{name}.png", rows, points, title=title)
+        plot_table(folder / f"{name}.png", rows, points, title=title)
         texts.append(text)
     return "\n".join(texts)
 
@@ -131,17 +131,6 @@ def crossing(values: np.ndarray, target: float) -> float | None:
         return 0.0
     before, after = values[last - 1], values[last]
     return last - 1 + float((before - target) / (before - after))
-
-
-def step_seconds(runs: Runs) -> float:
-    """Seconds per training step: the median over all stretches between evaluations.
-
-    Robust against whatever else the machine did meanwhile; a stretch is whole cycles of f_S.
-    """
-    curves = [np.asarray(run["curve"])[:, :2] for run in runs.values()]
-    stretches = [np.diff(curve, axis=0, prepend=0.0) for curve in curves]
-    steps, seconds = np.concatenate(stretches).T
-    return float(np.median(seconds / steps))
 
 
 def _spread(values: Sequence[float], digits: int) -> str:

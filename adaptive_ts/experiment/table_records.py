@@ -1,5 +1,6 @@
-"""What the bench keeps of its runs: one JSON object per line, and which of them go together."""
+"""What a table keeps of its runs: one JSON object per line, and which of them go together."""
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,8 +11,9 @@ from adaptive_ts.experiment.config import Config, fingerprint_fields
 
 Record = dict[str, Any]
 _COMPARED = ("sampler.", "weighting.", "schedule.name")
-_IDENTITY = ("label", "dataset", "schedule", "seed", "fingerprint", "cores")
-_NEEDED = (*_IDENTITY, "setting", "curve")
+_IDENTITY = ("label", "dataset", "schedule", "seed", "fingerprint", "program", "cores", "features")
+_NEEDED = (*_IDENTITY, "setting", "data", "curve")
+_SAME = ("dataset", "schedule", "data", "setting", "cores", "features")
 
 
 def fingerprint(config: Config) -> str:
@@ -55,17 +57,18 @@ def read_runs(folder: Path) -> list[Record]:
             try:
                 run = json.loads(line)
             except ValueError:
-                continue  # the last line of a sweep that was killed
+                continue  # the last line of a run that was killed
             if isinstance(run, dict) and all(name in run for name in _NEEDED):
                 found[tuple(run[name] for name in _IDENTITY)] = run
     return list(found.values())
 
 
 def append_run(folder: Path, record: Record) -> None:
-    """Adds one line to the file of the record's set and schedule."""
+    """Adds one line to the file of the record's set and schedule; others may do so meanwhile."""
     path = folder / f"{file_name(record['dataset'], record['schedule'])}.jsonl"
     with path.open("a+b") as file:
-        if file.tell():  # a line that was cut off must not take this one with it
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if file.seek(0, 2):  # a line that was cut off must not take this one with it
             file.seek(-1, 2)
             if file.read(1) != b"\n":
                 file.write(b"\n")
@@ -73,23 +76,24 @@ def append_run(folder: Path, record: Record) -> None:
 
 
 def comparable(runs: Iterable[Record]) -> dict[str, list[Record]]:
-    """File name -> runs on one set and schedule, of one setting, on as many cores each.
+    """File name -> runs on the same images and schedule, of one setting, measured the same way.
 
-    Of a row whose options were changed only the runs with those of the last one count.
+    That is: on as many cores each, and by the same features of images. Of a row whose options or
+    whose code changed only the runs with those of the last one count.
     """
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for run in runs:
-        key = (run["dataset"], run["schedule"], run["setting"], run["cores"])
-        groups.setdefault(key, []).append(run)
+        groups.setdefault(tuple(run[name] for name in _SAME), []).append(run)
     names = [file_name(*key[:2]) for key in groups]
     found = {}
-    for (dataset, schedule, mark, cores), group in groups.items():
-        name = file_name(dataset, schedule)
-        name += f"-{mark}-{cores}cores" if names.count(name) > 1 else ""
+    for key, group in groups.items():
+        name = file_name(*key[:2])
+        if names.count(name) > 1:
+            name += f"-{_hash(dict(zip(_SAME, key, strict=True)))}"
         found[name] = _of_last_options(group)
     return found
 
 
 def _of_last_options(runs: Sequence[Record]) -> list[Record]:
-    last = {run["label"]: run["fingerprint"] for run in runs}
-    return [run for run in runs if run["fingerprint"] == last[run["label"]]]
+    last = {run["label"]: (run["fingerprint"], run["program"]) for run in runs}
+    return [run for run in runs if (run["fingerprint"], run["program"]) == last[run["label"]]]

@@ -1,0 +1,337 @@
+"""Tables: what is measured and reported, and that a table goes on where it was."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+from small_run import ROOT, SMALL, compiler_environment
+
+from adaptive_ts.experiment import (
+    contest,
+    contest_functions,
+    sharding,
+    table_programs,
+    table_records,
+    table_report,
+    tables,
+)
+from adaptive_ts.experiment.cli import parse
+from adaptive_ts.experiment.config import replace
+from adaptive_ts.experiment.contest_functions import functions_of, held_out_batch
+from adaptive_ts.experiment.data import load_split
+from adaptive_ts.experiment.errors import UserError
+from adaptive_ts.experiment.factory import build, known_names
+from adaptive_ts.experiment.likelihood import geometric_strata
+
+OPTIONS = [*SMALL.split(), "--train.steps", "4", "--generate.steps", "2"]
+OPTIONS += ["--optimizer.warmup_steps", "0", "--optimizer.learning_rate", "0.01"]
+
+
+def config_of(row="digits_uniform", *overrides):
+    argv = [row, *OPTIONS, *overrides]
+    return parse(argv, configs_dir=ROOT / "configs", known=known_names())[1]
+
+
+def test_the_table_s_bits_are_the_vlb_s(run_data):
+    config = config_of("digits_uniform", "--data.dir", str(run_data))
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    built = build(config, mesh)
+    train, test = (load_split(config.data, split, lambda line: None) for split in ("train", "test"))
+    jobs, _ = functions_of(config, built, train, mesh)
+    strata = geometric_strata(50)
+    params = built.init_params(jax.random.key(0), {"image": jnp.zeros((1, 8, 8, 1))})
+    params = jax.tree.map(lambda x: x + 0.05, params)
+    batch, index = held_out_batch(test, 0)
+    mse = jobs["errors"][0](params, batch, index)
+    bits = jobs["bits"][0](mse)
+    images = {"image": jnp.asarray(test.images[:64]).astype(jnp.float32) / 127.5 - 1}
+    key, index = jax.random.key(2**31 - 1), jnp.arange(64)
+    for at in (0, 3, len(mse) - 1):
+        t = jnp.full((64,), int(strata.timesteps[at]))
+        direct = built.vlb.at(params, images, t, key, index).mean()
+        assert bits[at] == pytest.approx(float(direct), rel=1e-4)
+        direct = built.eps_loss.at(params, images, t, key, index).mean()
+        assert mse[at] == pytest.approx(float(direct), rel=1e-4)
+
+
+def test_the_version_of_the_code_is_that_of_what_is_computed(run_data, monkeypatch, tmp_path):
+    config = config_of("digits_uniform", "--data.dir", str(run_data))
+    first = contest_functions.program(config)
+    assert len(first) == 12 and contest_functions.program(replace(config, {"seed": 3})) == first
+    other = replace(config, {"optimizer.learning_rate": 0.02})
+    assert contest_functions.program(other) != first
+    monkeypatch.setattr(table_programs, "CACHE", tmp_path)
+    assert table_programs.program_of(config) == first
+    plain = contest_functions.vlb_terms
+    monkeypatch.setattr(contest_functions, "vlb_terms", lambda *a, **k: 2 * plain(*a, **k))
+    assert contest_functions.program(config) != first
+    assert table_programs.program_of(config) == first, "no file has changed"
+    (tmp_path / "programs.json").write_text("{")
+    assert table_programs.program_of(config) != first
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(run_data, monkeypatch, tmp_path):
+    config = config_of("digits_impact", "--data.dir", str(run_data), *OPTIONS[-4:])
+    config = replace(config, {"sampler.impact.num_buckets": 4, "train.save_every": 3})
+    whole = next(contest.contest(config, [5], image_evaluations=2))
+    measure, calls = contest._measure, []
+
+    def stops(*args):
+        calls.append(args)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return measure(*args)
+
+    monkeypatch.setattr(contest, "_measure", stops)
+    with pytest.raises(KeyboardInterrupt):
+        next(contest.contest(config, [5], image_evaluations=2, folder=tmp_path))
+    assert (tmp_path / "seed5" / "3").is_dir()
+    again = next(contest.contest(config, [5], image_evaluations=2, folder=tmp_path))
+    assert len(calls) == 4 + 2, "from step 3 on: one evaluation on the way, and the end"
+    assert not (tmp_path / "seed5").exists()
+    assert len(again["frechet_curve"]) == 2 and again["frechet_curve"][-1][2] == again["frechet"]
+    for run in (whole, again):
+        for row in [*run["curve"], *run["frechet_curve"]]:
+            row[1] = run["seconds"] = 0.0
+    assert again == whole
+
+
+def record(seed, label="uniform", vlb=3.0, frechet=2.0, curve=None, **changes):
+    curve = curve or [[10, 1.0, 5.0, 0.2], [20, 2.0, 4.0, 0.1], [30, 3.0, vlb, 0.1]]
+    return {
+        "label": label, "dataset": "digits", "schedule": "linear", "seed": seed,
+        "fingerprint": "f", "setting": "s", "program": "p", "cores": 1, "features": "classifier",
+        "data": "d", "steps": 30, "seconds": 3.0, "frechet_curve": [[30, 3.0, frechet]],
+        "vlb": vlb, "frechet": frechet, "mse": 0.1, "curve": curve,
+        "timesteps": [0, 10, 40], "mse_by_timestep": [0.9, 0.3, 0.1],
+        "density": [1.5, 1.0, 0.5], "density_timesteps": [5, 25, 45], **changes,
+    }  # fmt: skip
+
+
+def test_differences_are_paired_by_seed():
+    base = [record(s, vlb=3 + s, frechet=2.0 * s) for s in range(4)]
+    other = [record(s, "beta", vlb=2.5 + s + 0.1 * s**2, frechet=1.9 * s) for s in (1, 2, 3, 9)]
+    rows = table_report.by_row(base + other)
+    found = table_report.differences(rows, "beta")
+    a = [run["vlb"] for run in other[:3]]
+    b = [run["vlb"] for run in base[1:]]
+    interval = stats.ttest_rel(a, b).confidence_interval(0.95)
+    assert found["vlb"].mean == pytest.approx(np.mean(a) - np.mean(b))
+    assert (found["vlb"].low, found["vlb"].high) == pytest.approx(tuple(interval))
+    assert table_report.differences(rows, "uniform") == {}
+    assert table_report.paired([0.25]) == (0.25, None, None)
+
+
+def test_steps_and_seconds_to_uniform_s_final_value():
+    base = [record(0), record(1)]
+    fast = [[10, 2.0, 4.0, 0.2], [20, 4.0, 2.0, 0.1], [30, 6.0, 1.0, 0.1]]  # 3.0 at step 15
+    late = [[10, 2.0, 5.0, 0.2], [20, 4.0, 4.0, 0.1], [30, 9.0, 3.0, 0.1]]  # and once disturbed
+    rows = table_report.by_row(
+        [*base, record(0, "fast", curve=fast), record(1, "fast", curve=late),
+         record(0, "slow", vlb=3.5), record(1, "slow", vlb=3.5)]
+    )  # fmt: skip
+    reached = table_report.reach(rows, "fast")
+    assert reached.seeds == (2, 2)
+    assert reached.steps == pytest.approx(np.mean([15 / 30, 1.0]))
+    assert table_report.step_seconds(rows["fast"]) == pytest.approx(0.2)  # uniform: 0.1
+    assert table_report.reach(rows, "slow").seeds == (0, 2)
+    lines = table_report.table(rows).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[2].startswith("| uniform | 2 | 3.000 ± 0.000 |  |")
+    assert "| 0.75 | 1.50 | 2.00 |" in lines[3] and "not reached" in lines[4]
+
+
+def test_a_report_has_a_table_and_a_picture_per_schedule(tmp_path):
+    runs = [
+        record(s, label, schedule=schedule, vlb=3 + 0.1 * s + 0.01 * s * (label == "beta"))
+        for s in range(3)
+        for label in ("beta", "uniform")
+        for schedule in ("linear", "quad")
+    ]
+    text = table_report.write_report(runs, tmp_path)
+    assert text.count("| uniform | 3 |") == 2
+    for name in ("digits-linear", "digits-quad"):
+        assert (tmp_path / f"{name}.md").read_text() in text
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_that_cannot_be_compared_are_kept_apart(tmp_path):
+    """Other steps: other tables. Other options of one row: the last ones count."""
+    long = [[10 * i, 1.0 * i, 5.0 - 0.1 * i, 0.1] for i in range(1, 7)]
+    runs = [record(s) for s in range(2)]
+    runs += [record(s, curve=long, setting="longer", steps=60) for s in range(2)]
+    runs += [record(s, "impact", vlb=2.0, fingerprint="old") for s in range(3)]
+    runs += [record(s, "impact", vlb=2.2, fingerprint="new") for s in range(3)]
+    runs += [record(s, "impact", vlb=2.5, fingerprint="new", program="q") for s in range(2)]
+    groups = table_records.comparable(runs)
+    assert len(groups) == 2 and all(name.startswith("digits-linear-") for name in groups)
+    same = max(groups.values(), key=len)
+    assert [r["vlb"] for r in same if r["label"] == "impact"] == [2.5, 2.5]
+    for change in ({"data": "other"}, {"features": "inception"}, {"cores": 2}):
+        assert len(table_records.comparable([record(0), record(1, **change)])) == 2
+    text = table_report.write_report(runs, tmp_path)
+    assert "60 steps" in text and "30 steps" in text
+    assert len(list(tmp_path.glob("*.png"))) == 2
+
+
+def test_a_table_without_uniform_claims_nothing_about_it(tmp_path):
+    text = table_report.write_report([record(0, "beta"), record(1, "beta")], tmp_path)
+    assert "| beta | 2 | 3.000 ± 0.000 |  | 2.0 ± 0.0 |  | 0.1000 ± 0.0000 |  |  |  |" in text
+
+
+def test_a_line_that_was_cut_off_costs_one_run(tmp_path):
+    table_records.append_run(tmp_path, record(0))
+    path = tmp_path / "digits-linear.jsonl"
+    with path.open("ab") as file:
+        file.write(b'{"label": "uniform", "se')
+    table_records.append_run(tmp_path, record(2))
+    with path.open("ab") as file:
+        file.write(b'5\n"text"\n\xff\n{"label": "uniform"}\n')
+    assert [run["seed"] for run in table_records.read_runs(tmp_path)] == [0, 2]
+    table_records.append_run(tmp_path, record(0, dataset="my/set"))
+    assert len(table_records.read_runs(tmp_path)) == 3
+
+
+def test_a_report_is_of_what_was_asked_for(tmp_path, capsys):
+    for label in ("uniform", "beta_1_2"):
+        for seed in (0, 1, 10):
+            table_records.append_run(tmp_path, record(seed, label))
+    out = ["--report", "--out", str(tmp_path)]
+    tables.main([*out, "--seeds", "0", "1"])
+    assert "| beta_1_2 | 2 |" in capsys.readouterr().out
+    tables.main([*out, "--rows", "digits_uniform"])
+    said = capsys.readouterr().out
+    assert "| uniform | 3 |" in said and "beta" not in said
+
+
+def arguments(folder, *extra):
+    shared = ["--configs", str(ROOT / "configs"), "--out", str(folder), "--schedules", "linear"]
+    return tables.arguments(["digits", *shared, *extra])
+
+
+def test_what_is_done_is_not_planned_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "program_of", lambda config: "p")
+    rows = ("--rows", "uniform", "digits_stratified", "--seeds", "0", "1", "2")
+    first = tables.plan(*arguments(tmp_path, *rows))
+    assert [(job.label, job.seeds) for job in first] == [
+        ("uniform", (0, 1, 2)),
+        ("stratified", (0, 1, 2)),
+    ]
+    done = [first[0].about(first[0].config) for s in (0, 2)]
+    done = [{**record(s), **about, "seed": s} for s, about in zip((0, 2), done, strict=True)]
+    text = "".join(json.dumps(run) + "\n" for run in done)
+    (tmp_path / "digits-linear.jsonl").write_text(
+        text + '{"label": "uniform", "se'
+    )  # killed while writing
+    second = tables.plan(*arguments(tmp_path, *rows))
+    assert [job.seeds for job in second] == [(1,), (0, 1, 2)]
+    changed = tables.plan(*arguments(tmp_path, *rows, "--optimizer.learning_rate", "1e-4"))
+    assert [job.seeds for job in changed] == [(0, 1, 2), (0, 1, 2)]
+    other = tables.plan(*arguments(tmp_path, *rows, "--schedules", "quad", "cosine"))
+    assert [job.config.schedule.name for job in other] == ["quad", "quad", "cosine", "cosine"]
+    monkeypatch.setattr(tables, "program_of", lambda config: "another")
+    new = tables.plan(*arguments(tmp_path, *rows))
+    assert [job.seeds for job in new] == [(0, 1, 2), (0, 1, 2)]
+
+
+def test_a_dry_run_prints_a_command_for_each_run(tmp_path, capsys):
+    out = tmp_path / "of mine"
+    argv = ["digits", "--rows", "speed", "adaptive_clts", "--schedules", "linear", "quad"]
+    argv += ["--seeds", "3", "4", "--out", str(out), "--jobs", "2", "--dry_run"]
+    argv += ["--configs", str(ROOT / "configs"), "--train.steps", "7"]
+    assert tables.main(argv) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8 and len(set(lines)) == 8 and not out.exists()
+    found = set()
+    for line in lines:
+        python, flag, module, *rest = shlex.split(line)
+        assert (python, flag, module) == ("python", "-m", "adaptive_ts.experiment.tables")
+        (job,) = tables.plan(*tables.arguments(rest))
+        assert job.config.train.steps == 7 and job.config.workdir == str(out)
+        found.add((job.label, job.config.schedule.name, *job.seeds))
+    assert found == {
+        (label, schedule, seed)
+        for label in ("speed", "adaptive_clts")
+        for schedule in ("linear", "quad")
+        for seed in (3, 4)
+    }
+
+
+def test_the_rows_to_be_compared_are_all_planned(tmp_path):
+    jobs = tables.plan(*arguments(tmp_path, "--seeds", "0"))
+    labels = [job.label for job in jobs]
+    paper = ["p2", "min_snr", "log_normal", "clts", "speed"]
+    assert labels[:7] == ["uniform", *paper, "adaptive"]
+    assert labels[7:12] == [f"adaptive_{label}" for label in paper]
+    assert len(labels) == len(set(labels)) == 20
+    assert len({job.fingerprint for job in jobs}) == len(jobs)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--jobs", "0"], "--jobs: 0 is out of range"),
+        (["--seeds", "one"], "argument --seeds: invalid int value: 'one'"),
+        (["--rows", "digits_unifrom"], "'unifrom' is not a row of digits: did you mean 'uniform'"),
+        (["--label", "x"], "--label: names one row"),
+        (["dgits"], "'dgits' is not a file of"),
+        (["overhead"], "has no rows called overhead_..."),
+        (["--image_evaluations", "0"], "--image_evaluations: 0 is out of range"),
+        (["--report", "--dry_run"], "--report: --dry_run means nothing to it"),
+        (["--report"], "no such runs in"),
+        (["--report", "--sampler.name", "beta"], "--report: --sampler.name means nothing to it"),
+        (["--schedule.name", "quad"], "--schedule.name: a table has several: use --schedules"),
+        (["--seeds", "-1"], "--seeds: -1 is out of range"),
+        (["--schedules", "linaer"], "'linaer' is unknown: did you mean 'linear'"),
+        (["--rows", "digits_impact", "--sampler.impact.temperature", "0"], "temperature must be"),
+        (
+            ["--rows", "digits_uniform", "--train.batch_size", "20"],
+            "not divisible by the 8 devices",
+        ),
+        (["--out", __file__], "--out: cannot use"),
+        (["--sampler.nmae", "beta"], "--sampler.nmae: unknown field"),
+    ],
+)
+def test_mistakes_cost_one_line(tmp_path, argv, message):
+    with pytest.raises(UserError, match=r"^[^\n]*$") as caught:
+        named = bool(argv) and not argv[0].startswith("-")
+        shared = ["--configs", str(ROOT / "configs"), "--out", str(tmp_path / "out")]
+        tables.main([*argv[:named], *shared, *argv[named:]])
+    assert message in str(caught.value)
+
+
+def test_a_sweep_runs_reports_and_goes_on(tmp_path, run_data):
+    """Two seeds, then a third: the first two are not run again, and equal seeds equal runs."""
+
+    def sweep(out, *seeds):
+        argv = ["-m", "adaptive_ts.experiment.tables", "--rows", "digits_impact", "--out", str(out)]
+        argv += ["--configs", str(ROOT / "configs"), "--data.dir", str(run_data)]
+        argv += [*OPTIONS, "--sampler.impact.num_buckets", "4", "--seeds", *map(str, seeds)]
+        env = compiler_environment()
+        done = subprocess.run(
+            [sys.executable, *argv], capture_output=True, text=True, cwd=ROOT,
+            env={**os.environ, **env},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout, table_records.read_runs(out)
+
+    said, _ = sweep(tmp_path / "a", 0, 1)
+    assert "| impact | 2 |" in said and "classifier of accuracy 0.9" in said
+    assert (tmp_path / "a" / "digits-linear.png").exists()
+    before = (tmp_path / "a" / "digits-linear.jsonl").read_text()
+    said, more = sweep(tmp_path / "a", 0, 1, 2)
+    assert (tmp_path / "a" / "digits-linear.jsonl").read_text().startswith(before)
+    assert [run["seed"] for run in more] == [0, 1, 2]
+    assert all(np.isfinite(run["vlb"]) and len(run["density"]) == 25 for run in more)
+    assert len({run["vlb"] for run in more}) == 3
+    _, alone = sweep(tmp_path / "b", 2)
+    times = ("seconds", "curve", "frechet_curve")
+    same = [{k: v for k, v in run.items() if k not in times} for run in (more[2], alone[0])]
+    assert same[0] == same[1]

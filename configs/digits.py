@@ -10,11 +10,11 @@ Rows:        digits                       the adaptive sampler (CVPR 2025); what
              digits_clts                  curriculum: from uniform to a Gaussian
              digits_speed                 SpeeD, as its paper intends, with its weighting
              digits_adaptive              CVPR 2025, with our defaults but for entropy_coef 0.1
-             digits_adaptive_p2           the same on top of each of these five: their loss
-             digits_adaptive_min_snr      weighting, or their density as one
-             digits_adaptive_log_normal
-             digits_adaptive_clts
-             digits_adaptive_speed
+             digits_adaptive_p2           the same on top of P2
+             digits_adaptive_min_snr      on top of Min-SNR
+             digits_adaptive_log_normal   on top of EDM's law, as a loss weighting
+             digits_adaptive_clts         on top of the curriculum, as a loss weighting
+             digits_adaptive_speed        on top of SpeeD, both of its parts as loss weightings
              digits_adaptive_as_published as the released code has it
              digits_stratified            uniform, one draw per stratum of the batch
              digits_beta_1_2              a static tilt to low noise

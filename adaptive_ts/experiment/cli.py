@@ -114,7 +114,7 @@ def parse(
         print("\n".join(f"{n:<{width}}  {describe(row.config)}" for n, row in rows.items()))
         raise SystemExit(0)
     if name not in rows:
-        raise UserError(f"{name!r} is not a row: {nearest(name, rows)}")
+        raise UserError(f"{name!r} is not a row: {nearest(name, rows, many='--list shows them')}")
     base = rows[name].config
     if "--help" in argv or "-h" in argv:
         print(_help(name, base, rows, known or {}))
@@ -130,7 +130,7 @@ def parse(
 
 def _help(name: str, base: Config, rows: Iterable[str], known: Mapping[str, Sequence[str]]) -> str:
     about = (
-        f"Trains a diffusion model. Rows: {', '.join(rows)}. The default is {DEFAULT_ROW}; --list "
+        f"Trains a diffusion model. {len(rows)} rows; the default is {DEFAULT_ROW}, and --list "
         f"describes them. Every field below is an option; the defaults shown are those of {name}."
     )
     names = [f"  --{path}: {', '.join(names)}" for path, names in known.items()]

@@ -23,12 +23,13 @@ class UserError(Exception):
         self.exit_code = exit_code
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str], *, many: str | None = None) -> str:
     """Says which names there are, the most similar one first.
 
     Args:
         name: the name that was not found.
         known: the names that exist.
+        many: what to say in place of more than a dozen of them.
 
     Returns:
         ``"did you mean 'digits'? known: cifar10, digits, fashion_mnist"``; without the question
@@ -38,6 +39,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     folded = {n.lower(): n for n in names}
     close = difflib.get_close_matches(str(name).lower(), folded, n=1)
     question = f"did you mean {folded[close[0]]!r}? " if close else ""
+    if many is not None and len(names) > 12:
+        return f"{question}{many}"
     return f"{question}known: {', '.join(names) or 'none'}"
 
 

@@ -4,9 +4,12 @@ Reproduces:  "Adaptive Non-Uniform Timestep Sampling for Accelerating Diffusion 
              CVPR 2025, arXiv 2411.09998: CIFAR-10 with the quad schedule. Hyperparameters are
              those of the official code; where code and paper differ, the sampler has this
              library's defaults (see the options of `adaptive`).
-Rows:        cifar10          the adaptive sampler
-             cifar10_uniform  uniform sampling, everything else the same
+Rows:        cifar10        the adaptive sampler, by the paper's hyperparameters
+             cifar10_LABEL  the paper's comparison and the newer methods, the labels of
+                            configs/digits.py, everything else the same
 Command:     train.py cifar10
+             python -m adaptive_ts.experiment.tables cifar10 --schedules quad linear cosine
+             --generate.num_images 50000 --image_evaluations 5 --inception_weights PATH --dry_run
 Hardware:    not yet run
 Hours:       not yet known
 Expected:    FID on 50,000 images of 1,000 ancestral steps, at 160k, 320k, 480k, 640k, 800k steps
@@ -16,6 +19,7 @@ Measured:    not yet
 import dataclasses
 
 from adaptive_ts.experiment import config as c
+from adaptive_ts.experiment.comparison import comparison
 
 _ADAPTIVE = c.Config(
     data=c.DataConfig(name="cifar10", flip=True),
@@ -29,9 +33,7 @@ _ADAPTIVE = c.Config(
         variance="fixed_large",
     ),
     schedule=c.ScheduleConfig(name="quad", num_timesteps=1000),
-    sampler=c.SamplerConfig(
-        name="adaptive", every=40, num_selected=3, history=20, entropy_coef=1e-2, learning_rate=1e-2
-    ),
+    sampler=c.SamplerConfig(name="adaptive", learning_rate=1e-2),
     optimizer=c.OptimizerConfig(
         learning_rate=2e-4, b1=0.9, b2=0.999, warmup_steps=5000, clip_norm=1.0, ema_decay=0.9999
     ),
@@ -39,7 +41,9 @@ _ADAPTIVE = c.Config(
     generate=c.GenerateConfig(num_images=64, solver="ddpm", steps=1000),
 )
 
+_UNIFORM = dataclasses.replace(_ADAPTIVE, sampler=c.SamplerConfig(name="uniform"))
+
 ROWS = {
     "cifar10": _ADAPTIVE,
-    "cifar10_uniform": dataclasses.replace(_ADAPTIVE, sampler=c.SamplerConfig(name="uniform")),
+    **comparison("cifar10", _UNIFORM, {"sampler.learning_rate": 1e-2}),
 }

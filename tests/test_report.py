@@ -215,4 +215,6 @@ def test_summary_text():
         "(13.2 steps/s): training loss 0.0912. Everything is in runs/d: timesteps.png (the learned "
         "p(t))."
     )
+    likelihood = {"steps": 6, "vlb_bits_per_dim": 4.6712, "vlb_error": 0.0519}
+    assert report.summary_text(likelihood).endswith("step 6: VLB 4.671 ± 0.052 bits/dim.")
     assert report.summary_text({"steps": 6, "loss": math.nan}) == "Trained the model to step 6."

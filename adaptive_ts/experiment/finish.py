@@ -84,6 +84,7 @@ def finish(
         "loss": _recent_loss(folder),
         "held_out_loss": result.total_loss,
         "vlb_bits_per_dim": result.total_vlb,
+        "vlb_error": result.total_vlb_error,
         "held_out_images": result.num_images,
         "wall_clock_s": round(elapsed, 2),
         "steps_per_s": round(step / max(elapsed, 1e-9), 3),

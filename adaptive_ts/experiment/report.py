@@ -203,7 +203,7 @@ def summary_text(summary: Mapping[str, Any], files: Sequence[tuple[str, str]] = 
     Args:
       summary: what ``summary.json`` holds. Of its keys these are told, where present: ``row``,
         ``sampler``, ``schedule``, ``seed``, ``steps``, ``wall_clock_s``, ``steps_per_s``,
-        ``loss``, ``vlb_bits_per_dim``, ``resumed_from``, ``workdir``.
+        ``loss``, ``vlb_bits_per_dim``, ``vlb_error``, ``resumed_from``, ``workdir``.
       files: (name, what it shows), of files in the workdir.
     """
     from tqdm import tqdm
@@ -218,7 +218,9 @@ def summary_text(summary: Mapping[str, Any], files: Sequence[tuple[str, str]] = 
     text += f" in {tqdm.format_interval(s['wall_clock_s'])}" if "wall_clock_s" in s else ""
     text += f" ({s['steps_per_s']:.1f} steps/s)" if "steps_per_s" in s else ""
     reached = [f"training loss {s['loss']:.4f}"] if "loss" in s else []
-    reached += [f"VLB {s['vlb_bits_per_dim']:.3f} bits/dim"] if "vlb_bits_per_dim" in s else []
+    if "vlb_bits_per_dim" in s:
+        error = f" ± {s['vlb_error']:.3f}" if "vlb_error" in s else ""
+        reached.append(f"VLB {s['vlb_bits_per_dim']:.3f}{error} bits/dim")
     text += f": {', '.join(reached)}" if reached else ""
     if "workdir" in s:
         listed = ", ".join(f"{name} ({what})" for name, what in files)

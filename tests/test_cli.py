@@ -94,6 +94,15 @@ def test_overrides():
     assert parse("--workdir=a=b --seed 1 --seed 2")[1].workdir == "a=b"
 
 
+def test_a_transformer_that_is_told_classes():
+    line = "--model.name uvit --model.transformer.depth 2 --model.transformer.num_classes 10"
+    c = parse(f"{line} --model.transformer.class_dropout 0.2 --generate.guidance 3")[1]
+    own = c.model.transformer
+    assert (c.model.name, own.depth, own.num_heads) == ("uvit", 2, 6)
+    assert (own.num_classes, own.class_dropout, c.generate.guidance) == (10, 0.2, 3.0)
+    assert parse(f"{line} --model.transformer.num_classes None")[1].generate.guidance == 1.0
+
+
 def test_changed_fields_get_a_folder_of_their_own():
     plain, changed = parse("--train.steps 5")[1], parse("--train.batch_size 5")[1]
     assert plain.workdir == "runs/digits/adaptive-linear-seed0"
@@ -115,6 +124,24 @@ USAGE = "train.py [ROW] [--field.path VALUE ...]"
         ("--qqqqq 5", "--qqqqq: unknown field: see --help"),
         ("--model unet", "--model: unknown field: did you mean --model.name?"),
         ("--model.dtype int8", "--model.dtype: expected one of float32, bfloat16; got 'int8'"),
+        ("--model.name vit", "--model.name: expected one of unet, dit, uvit; got 'vit'"),
+        (
+            "--model.name dit --model.transformer.num_classes x",
+            "--model.transformer.num_classes: expected an integer, or None; got 'x'",
+        ),
+        (
+            "--num_classes 10",
+            "--num_classes: unknown field: did you mean --model.transformer.num_classes?",
+        ),
+        (
+            "--model.transformer.num_classes 10",
+            "--model.transformer: its options mean nothing to the unet: leave them out, or add "
+            "--model.name dit",
+        ),
+        (
+            "--model.name uvit --model.transformer.depth 3",
+            "--model.transformer.depth: 3 is odd: uvit needs an even number",
+        ),
         ("--seed x", "--seed: expected an integer; got 'x'"),
         ("--seed 1.5", "--seed: expected an integer; got '1.5'"),
         ("--seed 1 --optimizer.b1 x", "--optimizer.b1: expected a number; got 'x'"),

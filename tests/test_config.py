@@ -56,6 +56,13 @@ def test_the_default_is_valid():
         ("train.steps", True, "expected an integer; got True"),
         ("model.dtype", "int8", "expected one of float32, bfloat16; got 'int8'"),
         ("workdir", "", "'' is out of range: must be a folder's path"),
+        ("model.name", "vit", "expected one of unet, dit, uvit; got 'vit'"),
+        ("model.transformer.depth", 0, "0 is out of range: must be at least 1"),
+        ("model.transformer.num_classes", 0, "0 is out of range: must be at least 1"),
+        ("model.transformer.num_classes", 2.5, "expected an integer; got 2.5"),
+        ("model.transformer.class_dropout", 1.0, "1.0 is out of range: must be in [0, 1)"),
+        ("generate.guidance", -1.0, "-1.0 is out of range: must be at least 0 and finite"),
+        ("generate.guidance", math.inf, "inf is out of range: must be at least 0 and finite"),
         (
             "sampler.name",
             "adaptve",
@@ -98,6 +105,60 @@ def test_fields_that_contradict_each_other():
     (unused,) = problems(None, weighting__gamma=3.0)
     assert unused.startswith("--weighting: ")
     assert problems(None, weighting__gamma=3.0, weighting__name="min_snr") == []
+
+
+def model_problems(name, **options):
+    options = {f"model__transformer__{k}": v for k, v in options.items()}
+    return problems(model__name=name, **options)
+
+
+@pytest.mark.parametrize("name", ["dit", "uvit"])
+def test_transformers(name):
+    assert model_problems(name) == []
+    assert model_problems(name, num_classes=10) == []
+    assert model_problems(name, num_classes=10, class_dropout=0.0) == []
+    assert model_problems(name, hidden_size=48, num_heads=5) == [
+        "--model.transformer.hidden_size: 48 is not divisible by the 5 heads "
+        "(--model.transformer.num_heads)"
+    ]
+    assert model_problems(name, class_dropout=0.5) == [
+        "--model.transformer.class_dropout: 0.5 means nothing without classes: leave it out, or "
+        "add --model.transformer.num_classes NUMBER"
+    ]
+    assert problems(model__name=name, model__dropout=0.1) == [
+        f"--model.dropout: 0.1 means nothing to {name}: add --model.dropout 0"
+    ]
+    odd, narrow = model_problems(name, depth=3), model_problems(name, hidden_size=6)
+    if name == "uvit":
+        assert odd == ["--model.transformer.depth: 3 is odd: uvit needs an even number"]
+        assert narrow == []
+    else:
+        assert odd == []
+        assert narrow == [
+            "--model.transformer.hidden_size: 6 is not divisible by 4, as dit's position embedding "
+            "needs"
+        ]
+
+
+@pytest.mark.parametrize("options", [{"depth": 4}, {"num_classes": 10}, {"class_dropout": 0.0}])
+def test_the_unet_has_no_options_of_transformers(options):
+    assert model_problems("unet", **options) == [
+        "--model.transformer: its options mean nothing to the unet: leave them out, or add "
+        "--model.name dit"
+    ]
+
+
+def test_guidance_is_for_models_that_know_classes_and_none():
+    (unet,) = problems(generate__guidance=2.0)
+    (dit,) = problems(model__name="dit", generate__guidance=0.0)
+    assert unet.startswith("--generate.guidance: 2.0 means nothing to a model without classes: ")
+    assert dit.endswith("leave it out, or train with --model.transformer.num_classes NUMBER")
+    told = {"model__name": "dit", "model__transformer__num_classes": 10, "generate__guidance": 2.0}
+    assert problems(**told) == []
+    assert problems(**told, model__transformer__class_dropout=0.0) == [
+        "--generate.guidance: 2.0 needs a model that was trained without classes too: leave it "
+        "out, or train with --model.transformer.class_dropout above 0"
+    ]
 
 
 def test_hosts():
@@ -185,6 +246,10 @@ def test_default_workdir():
     }
     assert len(folders) == 3 and "runs/digits/adaptive-linear-seed0" in folders
     assert all(f.startswith("runs/digits/adaptive-linear-seed0") for f in folders)
+    # Fields that are added later must not send this command to another folder.
+    small = c.replace(base, {"train.batch_size": 16, "seed": 3})
+    folder = "runs/digits/adaptive-linear-seed3-407675c4"
+    assert c.default_workdir("digits", small, base) == folder
     one = c.replace(base, {"optimizer.clip_norm": 2})
     same = c.replace(base, {"optimizer.clip_norm": 2.0, "train.steps": 5})
     assert c.default_workdir("d", one, base) == c.default_workdir("d", same, base)

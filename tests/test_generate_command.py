@@ -5,23 +5,30 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conditional_run import conditional_config, conditional_run
 from PIL import Image
-from small_run import ROOT, arguments, parse, tree
+from small_run import ROOT, tree
 
 from adaptive_ts.experiment import factory, generate, images, sharding
-from adaptive_ts.experiment.config import replace
 from adaptive_ts.experiment.errors import UserError
+from adaptive_ts.experiment.trained import Trained
+
+
+@pytest.fixture(scope="module")
+def shared(run_data, once):
+    return conditional_run(run_data, once)
 
 
 @pytest.fixture
-def run(six, tmp_path):
-    """A copy of the run of six steps, elsewhere."""
-    return shutil.copytree(six[0], tmp_path / "copy")
+def run(shared, tmp_path):
+    """A copy of the run, elsewhere."""
+    return shutil.copytree(shared, tmp_path / "copy")
 
 
 def made(folder):
@@ -36,28 +43,28 @@ def info(folder):
 def test_without_options_the_run_s_own_images_come_out_again(run, run_data, capsys):
     before = tree(run)
     assert generate.main([str(run)]) == 0
-    out = run / "generated" / "step_00000006-ddim-3-seed0"
-    assert capsys.readouterr().out == f"4 images of {run} at step 6: {out}\n"
-    grid = (run / "samples" / "step_00000006.png").read_bytes()
+    out = run / "generated" / "step_00000005-ddim-3-seed0"
+    assert capsys.readouterr().out == f"24 images of {run} at step 5: {out}\n"
+    grid = (run / "samples" / "step_00000005.png").read_bytes()
     assert (out / "grid.png").read_bytes() == grid
-    names = {"000000.png", "000001.png", "000002.png", "000003.png"}
+    names = {f"{number:06d}.png" for number in range(24)}
     assert {p.name for p in out.iterdir()} == names | {"images.npz", "grid.png", "info.json"}
     pixels = made(out)
-    assert pixels.shape == (4, 8, 8, 1) and pixels.dtype == np.uint8
-    for number in range(4):
+    assert pixels.shape == (24, 8, 8, 1) and pixels.dtype == np.uint8
+    for number in range(24):
         with Image.open(out / f"{number:06d}.png") as image:
             np.testing.assert_array_equal(np.asarray(image), pixels[number, ..., 0])
     said = info(out)
     assert said["run"] == str(run) and said["weights"] == "ema" and said["image_shape"] == [8, 8, 1]
     names = ("step", "solver", "steps", "eta", "seed", "num_images", "spacing")
-    assert [said[name] for name in names] == [6, "ddim", 3, 0.0, 0, 4, "linear"]
+    assert [said[name] for name in names] == [5, "ddim", 3, 0.0, 0, 24, "linear"]
     after = {k: v for k, v in tree(run).items() if not k.startswith("generated/")}
     assert after == before, "the run itself is left alone"
 
 
 def test_options_and_an_earlier_step(run, run_data, tmp_path):
     line = "--solver heun --steps 4 --spacing quadratic --seed 3 --num_images 10 --batch_size 3"
-    for step in (5, 6):
+    for step in (4, 5):
         out = tmp_path / str(step)
         argv = [str(run), *line.split(), "--step", str(step), "--out", str(out), "--no_png"]
         assert generate.main(argv) == 0
@@ -66,36 +73,35 @@ def test_options_and_an_earlier_step(run, run_data, tmp_path):
         said = info(out)
         names = ("step", "solver", "steps", "eta", "seed", "num_images", "spacing")
         assert [said[name] for name in names] == [step, "heun", 4, None, 3, 10, "quadratic"]
-    assert (made(tmp_path / "5") != made(tmp_path / "6")).any()
+    assert (made(tmp_path / "4") != made(tmp_path / "5")).any()
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_named(run, run_data, tmp_path, capsys):
-    largest = max((run / "checkpoints" / "6").rglob("d/*"), key=lambda p: p.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
-    largest.write_bytes(content)
+    meta = run / "checkpoints" / "5" / "meta" / "metadata"  # with the checksums of the rest
+    assert '"step": 5' in meta.read_text()
+    meta.write_text(meta.read_text().replace('"step": 5', '"step": 6'))
     with pytest.raises(UserError) as error:
-        generate.main([str(run), "--step", "6", "--out", str(tmp_path / "six")])
+        generate.main([str(run), "--step", "5", "--out", str(tmp_path / "five")])
     text = str(error.value)
     assert f"no usable checkpoint in {run}" in text and "\n" not in text and "workdir" not in text
     assert generate.main([str(run), "--out", str(tmp_path / "newest"), "--no_png"]) == 0
-    assert "checkpoint 6 is damaged" in capsys.readouterr().out
-    assert info(tmp_path / "newest")["step"] == 5
+    assert "checkpoint 5 is damaged" in capsys.readouterr().out
+    assert info(tmp_path / "newest")["step"] == 4
 
 
 def test_an_image_is_the_same_in_any_batch_on_any_number_of_devices(run_data):
     """In uint8 all equal here; where a rounding falls on an edge, one level apart."""
-    _, config = parse(arguments("unused", run_data, "--generate.num_images 20"))
-    config = replace(config, {"generate.steps": 8, "generate.solver": "ddpm"})
+    options = {"generate__steps": 8, "generate__solver": "ddpm", "generate__num_images": 20}
+    config = conditional_config(run_data, **options, generate__guidance=2.0)
     meshes = {n: sharding.make_mesh(jax.devices()[:n]) for n in (1, 8)}
     built = factory.build(config, meshes[1])
-    params = built.init_params(jax.random.key(0), {"image": jnp.zeros((1, 8, 8, 1))})
-    draw = lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)  # noqa: E731
-    params = jax.device_get(jax.tree.map(draw, params))
+    shapes = jax.eval_shape(built.init_params, jax.random.key(0), {"image": np.zeros((1, 8, 8, 1))})
+    draw = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: 0.2 * draw.standard_normal(x.shape, np.float32), shapes)
 
     def make(devices, batch_size):
         batches = images.image_batches(
-            config, built, (8, 8, 1), meshes[devices], batch_size=batch_size
+            config, built, (8, 8, 1), meshes[devices], batch_size=batch_size, labels=(3, 7, 1)
         )
         parts = list(batches(params, images.image_key(0)))
         assert all(len(part) == len(parts[0]) for part in parts[:-1]), "only the last is shorter"
@@ -103,7 +109,7 @@ def test_an_image_is_the_same_in_any_batch_on_any_number_of_devices(run_data):
 
     whole = make(8, 16)
     assert whole.shape == (20, 8, 8, 1) and len(np.unique(whole)) > 50
-    for devices, batch_size in ((1, 3), (1, 8), (8, 3), (8, 16)):
+    for devices, batch_size in ((1, 3), (8, 3)):
         other = make(devices, batch_size)
         print(devices, batch_size, np.abs(other - whole).max(), np.mean(other != whole))
         assert np.abs(other - whole).max() <= 1 and np.mean(other != whole) < 0.002
@@ -114,8 +120,26 @@ def test_pixels():
     np.testing.assert_array_equal(images.to_uint8(values), [0, 0, 0, 128, 191, 255, 255])
 
 
+def test_images_of_a_model_without_classes_have_no_labels(run_data, tmp_path):
+    """And of guidance nothing is said."""
+    options = {"model__transformer__num_classes": None, "model__transformer__class_dropout": 0.1}
+    config = conditional_config(run_data, generate__num_images=3, **options)
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    built = factory.build(config, mesh)
+    params = jax.jit(built.init_params)(jax.random.key(0), {"image": jnp.zeros((1, 8, 8, 1))})
+    state = types.SimpleNamespace(ema=params)
+    trained = Trained(built=built, state=state, step=0, shape=(8, 8, 1))
+    args = generate._parser().parse_args(["elsewhere"])
+    said = generate.describe(config, trained, args)
+    assert said["guidance"] is None and said["labels"] is None
+    batches = generate.make_images(config, trained, mesh, args)
+    generate._write(tmp_path, batches, said, png=False)
+    with np.load(tmp_path / "images.npz") as file:
+        assert file.files == ["images"] and file["images"].shape == (3, 8, 8, 1)
+
+
 def test_images_that_are_not_finite_are_not_written(tmp_path):
-    content = {"num_images": 4, "image_shape": (2, 2, 1)}
+    content = {"num_images": 4, "image_shape": (2, 2, 1), "labels": None}
     batches = [np.zeros((2, 2, 2, 1)), np.full((2, 2, 2, 1), np.nan)]
     with pytest.raises(UserError, match="not finite numbers, the first among 2 to 3") as error:
         generate._write(tmp_path, iter(batches), content, png=False)
@@ -125,7 +149,7 @@ def test_images_that_are_not_finite_are_not_written(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--step", "7"], "has no checkpoint of step 7: it has 5, 6"),
+        (["--step", "7"], "has no checkpoint of step 7: it has 4, 5"),
         (["--steps", "51"], "--steps: 51 is out of range: must be in 1..50"),
         (["--steps", "1", "--spacing", "quadratic"], "steps must be from 2 to 50, got 1"),
         (["--steps", "x"], "argument --steps: invalid int value: 'x'"),
@@ -136,18 +160,23 @@ def test_images_that_are_not_finite_are_not_written(tmp_path):
         (["--num_images", "0"], "--num_images: 0 is out of range: must be at least 1"),
         (["--batch_size", "0"], "--batch_size: 0 is out of range: must be at least 1"),
         (["--seed", "-1"], "--seed: -1 is out of range: must be in 0..4294967295"),
-        (["--guidance", "2"], "unrecognized arguments: --guidance 2"),
+        (["--guidance", "-1"], "--guidance: -1.0 is out of range: must be at least 0 and finite"),
+        (["--guidance", "x"], "argument --guidance: invalid float value: 'x'"),
+        (["--labels", "3", "10"], "--labels: 10 is out of range: must be in 0..9"),
+        (["--labels", "-1"], "--labels: -1 is out of range: must be in 0..9"),
+        (["--labels"], "argument --labels: expected at least one argument"),
+        (["--gidance", "2"], "unrecognized arguments: --gidance 2"),
         (["--out", str(ROOT / "tests")], "tests is not empty: give a new folder"),
         (["--out", __file__], "--out: cannot use"),
         (["--out", f"{__file__}/below"], "--out: cannot use"),
     ],
 )
-def test_mistakes_cost_one_line(six, run_data, argv, words):
-    before = tree(six[0])
+def test_mistakes_cost_one_line(shared, argv, words):
+    before = tree(shared)
     with pytest.raises(UserError, match=r"^[^\n]*$") as error:
-        generate.main([str(six[0]), *argv])
+        generate.main([str(shared), *argv])
     assert words in str(error.value) and error.value.exit_code == 2
-    assert tree(six[0]) == before
+    assert tree(shared) == before
 
 
 def test_a_folder_that_is_no_run(tmp_path):

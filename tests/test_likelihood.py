@@ -29,7 +29,7 @@ def setup(mesh, prediction="eps", variance="fixed_large", num_timesteps=T):
     built = factory.build(config, mesh)
     loss = diffusion.denoising_loss(constant, built.schedule, prediction=prediction)
     vlb = diffusion.vlb_loss(constant, built.schedule, prediction=prediction, variance=variance)
-    return built._replace(parts=built.parts._replace(loss_fn=loss), vlb=vlb)
+    return built._replace(loss=loss, vlb=vlb)
 
 
 def digits_like(count, seed=0):

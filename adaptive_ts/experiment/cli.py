@@ -82,9 +82,10 @@ def _load_file(path: Path) -> dict[str, Config]:
 def describe(config: Config) -> str:
     """One line: what a config trains, how and how long."""
     c = config
+    width = c.model.channels if c.model.name == "unet" else c.model.transformer.hidden_size
     return (
         f"{c.data.name}, {c.sampler.name} sampler, {c.schedule.name} schedule "
-        f"(T={c.schedule.num_timesteps}), {c.model.name} of {c.model.channels} channels, "
+        f"(T={c.schedule.num_timesteps}), {c.model.name} of {width} channels, "
         f"{c.train.steps:,} steps of {c.train.batch_size} images"
     )
 

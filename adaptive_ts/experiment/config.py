@@ -68,6 +68,10 @@ class TransformerConfig:
     """Blocks; U-ViT's middle one comes on top."""
     num_heads: int = 6
     """Heads of the attention."""
+    num_classes: int | None = None
+    """Tell the model each image's class: as many classes as the data set has; None: don't."""
+    class_dropout: float = 0.1
+    """Probability that training hides the class, as guidance needs."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class ModelConfig:
     """The network, and what it predicts. From channels to groups: the U-Net's own options."""
 
     name: Literal["unet", "dit", "uvit"] = "unet"
-    """Architecture: DDPM's U-Net, or the transformers DiT and U-ViT, without classes."""
+    """Architecture: DDPM's U-Net, or the transformers DiT and U-ViT."""
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     remat: bool = False
     """Compute the blocks again in the backward pass: slower, in less memory."""
@@ -159,6 +163,8 @@ class GenerateConfig:
     """Solver steps, at most T; for Heun two evaluations of the model each, for the others one."""
     eta: float = 0.0
     """DDIM noise: 0 deterministic, 1 as much as ancestral sampling."""
+    guidance: float = 1.0
+    """Weight of classifier-free guidance, for a model that is told classes; 1: none."""
 
 
 @dataclass(frozen=True)
@@ -276,7 +282,9 @@ def default_workdir(row: str, config: Config, base: Config) -> str:
     """
     name = f"{config.sampler.name}-{config.schedule.name}-seed{config.seed}"
     own, asked = fingerprint_fields(base), fingerprint_fields(config)
-    if any(asked[p] != own[p] for p in asked if p not in _IN_THE_NAME):
-        text = json.dumps(asked, sort_keys=True)
+    # Only what differs: a field added later must not send the same command to another folder.
+    changed = {p: v for p, v in asked.items() if p not in _IN_THE_NAME and v != own[p]}
+    if changed:
+        text = json.dumps(changed, sort_keys=True)
         name += f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return str(PurePosixPath("runs", row, name))

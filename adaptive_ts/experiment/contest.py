@@ -19,7 +19,7 @@ from adaptive_ts.experiment.compiling import compiling
 from adaptive_ts.experiment.config import Config
 from adaptive_ts.experiment.contest_functions import functions_of, held_out_batch
 from adaptive_ts.experiment.data import Dataset, batches, load_split
-from adaptive_ts.experiment.factory import Built, build
+from adaptive_ts.experiment.factory import Built, build, check_classes
 from adaptive_ts.experiment.frechet import Features, classifier_features, frechet_distance, gaussian
 from adaptive_ts.experiment.images import image_batches
 from adaptive_ts.experiment.likelihood import Strata, geometric_strata
@@ -99,6 +99,7 @@ def _prepare(
     mesh = sharding.make_mesh()
     built = build(config, mesh)
     train, test = (load_split(config.data, split, lambda line: None) for split in ("train", "test"))
+    check_classes(config, train)
     strata = geometric_strata(built.schedule.num_timesteps)
     jobs, init = functions_of(config, built, train, mesh)
     with compiling(jobs) as compiled:

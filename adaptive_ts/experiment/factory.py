@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from adaptive_ts import diffusion
 from adaptive_ts import discrete_schedules as schedules
 from adaptive_ts.experiment.config import Config, ModelConfig
+from adaptive_ts.experiment.data import Dataset
 from adaptive_ts.experiment.errors import UserError
 from adaptive_ts.experiment.factory_samplers import (
     PROBING,
@@ -24,6 +25,7 @@ from adaptive_ts.experiment.factory_samplers import (
 from adaptive_ts.experiment.models.dit import DiT
 from adaptive_ts.experiment.models.unet import UNet
 from adaptive_ts.experiment.models.uvit import UViT
+from adaptive_ts.experiment.solvers import EpsFn
 from adaptive_ts.experiment.step import StepParts
 from adaptive_ts.grid import discrete
 from adaptive_ts.types import Batch, Key, Params
@@ -50,19 +52,24 @@ class Built(NamedTuple):
       parts: of the train step.
       init_params: (key, batch) -> the model's parameters.
       schedule: the noise schedule.
-      eps_fn: (params, x_t, t) -> predicted noise, deterministic.
+      eps_fn: (params, x_t, t) -> predicted noise, deterministic; with classes, (params, x_t, t,
+        label), where num_classes stands for no class.
       eps_loss: the mean squared error in eps, deterministic.
       vlb: the VLB terms in bits/dim, deterministic.
       probe_every: steps from one probe to the next; None for a sampler that does not probe.
+      loss: what is trained on, without dropout of units or classes.
+      num_classes: that the model is told; None: it is told no classes.
     """
 
     parts: StepParts
     init_params: Callable[[Key, Batch], Params]
     schedule: diffusion.NoiseSchedule
-    eps_fn: Callable[[Params, jax.Array, jax.Array], jax.Array]
+    eps_fn: EpsFn
     eps_loss: diffusion.ExampleLoss
     vlb: diffusion.ExampleLoss
     probe_every: int | None
+    loss: diffusion.ExampleLoss
+    num_classes: int | None
 
 
 def known_names() -> dict[str, tuple[str, ...]]:
@@ -86,29 +93,55 @@ def build(config: Config, mesh: Mesh) -> Built:
         raise UserError(str(error)) from error
 
 
+def check_classes(config: Config, dataset: Dataset) -> None:
+    """Holds the model's number of classes against the data set's.
+
+    Raises:
+      UserError: they differ.
+    """
+    told, there = config.model.transformer.num_classes, dataset.num_classes
+    if told not in (None, there):
+        raise UserError(
+            f"--model.transformer.num_classes: {told} is not the number of classes of "
+            f"{dataset.name}: give {there}, or None for a model without classes"
+        )
+
+
 def _build(config: Config, mesh: Mesh) -> Built:
     model = _model(config.model)
+    classes = getattr(model, "num_classes", None)
     schedule = SCHEDULES[config.schedule.name](
         config.schedule.num_timesteps, config.schedule.rescale
     )
     grid = discrete(config.schedule.num_timesteps, rounding=config.sampler.rounding)
     kind = config.model.prediction
 
+    def label_of(batch: Batch) -> jax.Array | None:
+        return None if classes is None else batch["label"]
+
     def predict(params: Params, x: jax.Array, t: jax.Array, batch: Batch, key: Key) -> jax.Array:
-        return model.apply({"params": params}, x, t)
+        return model.apply({"params": params}, x, t, label_of(batch))
 
     def predict_with_dropout(
         params: Params, x: jax.Array, t: jax.Array, batch: Batch, key: Key
     ) -> jax.Array:
-        return model.apply({"params": params}, x, t, train=True, rngs={"dropout": key})
+        label, rngs = label_of(batch), {"dropout": key}
+        return model.apply({"params": params}, x, t, label, train=True, rngs=rngs)
 
-    def eps_fn(params: Params, x: jax.Array, t: jax.Array) -> jax.Array:
-        output = model.apply({"params": params}, x, t)
+    def predict_eps(
+        params: Params, x: jax.Array, t: jax.Array, batch: Batch, key: Key
+    ) -> jax.Array:
+        return eps_fn(params, x, t, label_of(batch))
+
+    def eps_fn(
+        params: Params, x: jax.Array, t: jax.Array, label: jax.Array | None = None
+    ) -> jax.Array:
+        output = model.apply({"params": params}, x, t, label)
         return diffusion.predicted_eps(schedule, kind, output, x, t)
 
     def init_params(key: Key, batch: Batch) -> Params:
-        image = jnp.zeros((1, *batch["image"].shape[1:]))
-        return model.init(key, image, jnp.zeros((1,), jnp.int32))["params"]
+        image, zero = jnp.zeros((1, *batch["image"].shape[1:])), jnp.zeros((1,), jnp.int32)
+        return model.init(key, image, zero, label_of({"label": zero}))["params"]
 
     vlb = diffusion.vlb_loss(
         predict,
@@ -117,8 +150,10 @@ def _build(config: Config, mesh: Mesh) -> Built:
         variance=config.model.variance,
         decoder_nll=config.sampler.decoder_nll,
     )
-    train_predict = predict_with_dropout if config.model.dropout > 0 else predict
+    drops = config.model.dropout > 0
+    drops |= classes is not None and config.model.transformer.class_dropout > 0
     plain = diffusion.denoising_loss(predict, schedule, prediction=kind)
+    dropping = diffusion.denoising_loss(predict_with_dropout, schedule, prediction=kind)
     optimizer = _optimizer(config)
     setting = Setting(config, grid, schedule, mesh, optimizer, vlb)
     # The impact sampler is handed its objective when it is built; it linearises the training loss.
@@ -126,7 +161,7 @@ def _build(config: Config, mesh: Mesh) -> Built:
     parts = StepParts(
         sampler=make_sampler(setting),
         grid=grid,
-        loss_fn=diffusion.denoising_loss(train_predict, schedule, prediction=kind),
+        loss_fn=dropping if drops else plain,
         probe_loss_fn=vlb if on_vlb else plain,
         optimizer=optimizer,
         ema_decay=config.optimizer.ema_decay,
@@ -134,8 +169,8 @@ def _build(config: Config, mesh: Mesh) -> Built:
         mesh=mesh,
     )
     every = config.sampler.every if config.sampler.name in PROBING else None
-    eps_loss = diffusion.denoising_loss(lambda p, x, t, batch, key: eps_fn(p, x, t), schedule)
-    return Built(parts, init_params, schedule, eps_fn, eps_loss, vlb, every)
+    eps_loss = diffusion.denoising_loss(predict_eps, schedule)
+    return Built(parts, init_params, schedule, eps_fn, eps_loss, vlb, every, plain, classes)
 
 
 def _model(c: ModelConfig) -> nn.Module:

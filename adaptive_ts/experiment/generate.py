@@ -1,13 +1,14 @@
 """Images of a trained run: as many as wanted, by any solver, from any of its checkpoints.
 
 ``python -m adaptive_ts.experiment.generate RUN [--num_images N] [--batch_size B] [--solver NAME]
-[--steps N] [--eta X] [--spacing NAME] [--seed S] [--step K] [--data_dir DIR] [--out DIR]
-[--no_png]``
+[--steps N] [--eta X] [--spacing NAME] [--guidance W] [--labels C [C ...]] [--seed S] [--step K]
+[--data_dir DIR] [--out DIR] [--no_png]``
 
 RUN is a folder of ``train.py``; what is not given is as in the run. Its averaged weights make
 image i from the seed and from i alone, so a longer row of images begins with the shorter one, and
-without options the first are those that the run made at its end. Leaves in OUT: ``000000.png``,
-.., ``images.npz`` (``images``, uint8 (N, H, W, C)), ``grid.png``, and last ``info.json``.
+without options the first are those that the run made at its end. A model that is told classes makes
+them in turn, or those given. Leaves in OUT: ``000000.png``, .., ``images.npz`` (``images``, uint8
+(N, H, W, C), and ``labels``, int32 (N,), if there are any), ``grid.png``, and last ``info.json``.
 """
 
 import argparse
@@ -20,15 +21,23 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from adaptive_ts.experiment import sharding
 from adaptive_ts.experiment.cli import run_cli
 from adaptive_ts.experiment.config import Config, replace, validate
 from adaptive_ts.experiment.errors import UserError, one_line
 from adaptive_ts.experiment.files import atomic, write_json
-from adaptive_ts.experiment.images import AT_ONCE, image_batches, image_key, save_grid, to_uint8
+from adaptive_ts.experiment.images import (
+    AT_ONCE,
+    image_batches,
+    image_key,
+    label_cycle,
+    save_grid,
+    to_uint8,
+)
 from adaptive_ts.experiment.solvers import SPACINGS
-from adaptive_ts.experiment.trained import load_trained, read_config
+from adaptive_ts.experiment.trained import Trained, load_trained, read_config
 
 _IN_GRID = 100
 
@@ -42,22 +51,34 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="generate", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="the run's folder, train.py's --workdir")
+    add_options(parser)
+    add("--out", type=Path, help="folder of the images, new or empty; default: RUN/generated/..")
+    add("--no_png", action="store_true", help="no file for each image")
+    return parser
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say which images are made, and how; `options` takes their values."""
+    add = parser.add_argument
     add("--num_images", type=int, help="how many; default: the run's")
     add("--batch_size", type=int, default=AT_ONCE, help=f"images at once; default: {AT_ONCE}")
     add("--solver", help="ddpm, ddim, dpmpp_2m or heun; default: the run's")
     add("--steps", type=int, help="solver steps, at most T; default: the run's")
     add("--eta", type=float, help="DDIM noise, in [0, 1]; default: the run's, 0 for other solvers")
     add("--spacing", choices=SPACINGS, default="linear", help="of the timesteps; default: linear")
+    add("--guidance", type=float, help="classifier-free, 1 for none; default: the run's")
+    add("--labels", type=int, nargs="+", metavar="C", help="in turn; default: every class")
     add("--seed", type=int, help="of the noise; default: the run's")
     add("--step", type=int, help="of the checkpoint; default: the newest that is good")
     add("--data_dir", help="folder of prepared datasets, if not the run's")
-    add("--out", type=Path, help="folder of the images, new or empty; default: RUN/generated/..")
-    add("--no_png", action="store_true", help="no file for each image")
-    return parser
 
 
 def options(run_config: Config, args: argparse.Namespace) -> Config:
     """The run's config with what was asked for instead.
+
+    Args:
+      run_config: the run's own.
+      args: with the values of `add_options`.
 
     Raises:
       UserError: a value out of range, or two that don't go together.
@@ -69,6 +90,7 @@ def options(run_config: Config, args: argparse.Namespace) -> Config:
         "generate.solver": args.solver,
         "generate.steps": args.steps,
         "generate.eta": args.eta,
+        "generate.guidance": args.guidance,
     }
     if args.solver not in (None, "ddim"):  # the run's eta was meant for the run's solver
         given["generate.eta"] = args.eta or 0.0
@@ -81,21 +103,29 @@ def options(run_config: Config, args: argparse.Namespace) -> Config:
     ]
     if args.batch_size < 1:
         problems.append(f"--batch_size: {args.batch_size} is out of range: must be at least 1")
+    try:
+        label_cycle(config.model.transformer.num_classes, args.labels)
+    except ValueError as error:
+        problems.append(f"--{error}")
     if problems:
         raise UserError("; ".join(problems))
     return config
 
 
-def main(argv: list[str]) -> int:
-    """The command."""
-    args = _parser().parse_args(argv)
-    run = args.run.expanduser().resolve()
-    config = options(read_config(run), args)
-    if args.out is not None:
-        _check_empty(args.out)  # before anything slow
-    mesh = sharding.make_mesh()
-    trained = load_trained(run, config, mesh, step=args.step)
-    c = config.generate
+def make_images(
+    config: Config, trained: Trained, mesh: Mesh, args: argparse.Namespace
+) -> Iterator[np.ndarray]:
+    """The images that were asked for, batch by batch, float32 in [-1, 1].
+
+    Args:
+      config: by `options`.
+      trained: the run at a checkpoint; its averaged weights are used.
+      mesh: the devices, which share each batch.
+      args: with the values of `add_options`.
+
+    Raises:
+      UserError: options that don't go together.
+    """
     try:
         batches = image_batches(
             config,
@@ -104,14 +134,24 @@ def main(argv: list[str]) -> int:
             mesh,
             batch_size=args.batch_size,
             spacing=args.spacing,
+            labels=args.labels,
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-    name = f"step_{trained.step:08d}-{c.solver}-{c.steps}-seed{config.seed}"
-    out = args.out or run / "generated" / name
-    _check_empty(out)
-    info = {
-        "run": str(run),
+    return batches(trained.state.ema, image_key(config.seed))
+
+
+def describe(config: Config, trained: Trained, args: argparse.Namespace) -> dict[str, Any]:
+    """What the images depend on, for info.json.
+
+    Args:
+      config: by `options`.
+      trained: the run at a checkpoint.
+      args: with ``run`` and the values of `add_options`.
+    """
+    c, cycle = config.generate, label_cycle(trained.built.num_classes, args.labels)
+    return {
+        "run": str(args.run.expanduser().resolve()),
         "step": trained.step,
         "weights": "ema",
         "dataset": config.data.name,
@@ -123,13 +163,37 @@ def main(argv: list[str]) -> int:
         "spacing": args.spacing,
         "eta": c.eta if c.solver == "ddim" else None,
         "variance": config.model.variance if c.solver == "ddpm" else None,
+        "guidance": None if cycle is None else c.guidance,
+        "labels": None if cycle is None else cycle.tolist(),
         "seed": config.seed,
     }
+
+
+def main(argv: list[str]) -> int:
+    """The command."""
+    args = _parser().parse_args(argv)
+    run = args.run.expanduser().resolve()
+    config = options(read_config(run), args)
+    if args.out is not None:
+        _check_empty(args.out)  # before anything slow
+    mesh = sharding.make_mesh()
+    trained = load_trained(run, config, mesh, step=args.step)
+    images = make_images(config, trained, mesh, args)
+    out = args.out or run / "generated" / _folder_name(config, trained, args)
+    _check_empty(out)
+    info = describe(config, trained, args)
     with _usable(out):
         out.mkdir(parents=True, exist_ok=True)
-        _write(out, batches(trained.state.ema, image_key(config.seed)), info, png=not args.no_png)
-    print(f"{c.num_images:,} images of {run} at step {trained.step:,}: {out}")
+        _write(out, images, info, png=not args.no_png)
+    print(f"{info['num_images']:,} images of {run} at step {trained.step:,}: {out}")
     return 0
+
+
+def _folder_name(config: Config, trained: Trained, args: argparse.Namespace) -> str:
+    c = config.generate
+    name = f"step_{trained.step:08d}-{c.solver}-{c.steps}-seed{config.seed}"
+    name += f"-guidance{c.guidance:g}" if c.guidance != 1 else ""
+    return name + f"-labels{'_'.join(map(str, args.labels[:20]))}" if args.labels else name
 
 
 def _check_empty(out: Path) -> None:
@@ -169,8 +233,11 @@ def _write(out: Path, batches: Iterator[np.ndarray], info: dict[str, Any], *, pn
             done += len(batch)
             bar.update(len(batch))
     save_grid(out / "grid.png", images[:_IN_GRID])
+    arrays = {"images": images}
+    if info["labels"] is not None:
+        arrays["labels"] = np.resize(np.asarray(info["labels"], np.int32), len(images))
     with atomic(out / "images.npz") as file:
-        np.savez(file, images=images)
+        np.savez(file, **arrays)
     write_json(out / "info.json", {**info, "devices": f"{jax.device_count()} x {_device()}"})
 
 

@@ -1,6 +1,7 @@
 """What a model is worth on held-out images: loss and VLB, by timestep and in all."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,10 @@ from jax.sharding import Mesh
 
 from adaptive_ts import diffusion
 from adaptive_ts.experiment import sharding
-from adaptive_ts.experiment.data import Dataset
+from adaptive_ts.experiment.data import Dataset, Records
 from adaptive_ts.experiment.factory import Built
 from adaptive_ts.experiment.step import prepare
-from adaptive_ts.types import Key, LossFn, Params
+from adaptive_ts.types import Batch, Key, LossFn, Params
 
 _MAX_IMAGES = 256
 _STRATA = 24  # from each end of the time axis
@@ -78,8 +79,11 @@ def evaluate(
     mesh: Mesh,
     *,
     max_images: int = _MAX_IMAGES,
+    tell: Callable[[int], Any] = lambda count: None,
 ) -> Evaluation:
     """Held-out loss and VLB, at the middle of each stratum, each image with its own noise.
+
+    Nothing is dropped, neither units nor classes.
 
     The intervals are those of the mean over independent images (normal approximation). That a
     stratum's middle stands for the rest of it is not in them: at most 2 x 24 strata of T = 1000.
@@ -87,24 +91,27 @@ def evaluate(
     Args:
       built: the run's parts.
       params: the (averaged) weights.
-      dataset: held-out images; used in whole batches where there are some.
+      dataset: held-out images, and their labels if the model is told classes; used in whole
+        batches where there are some.
       batch_size: images at once, a multiple of the devices.
       key: randomness of the noise.
       mesh: the devices.
       max_images: the first of them that are used.
+      tell: receives how many images are begun with.
     """
     strata = geometric_strata(built.schedule.num_timesteps)
     timesteps = jnp.asarray(strata.timesteps)
-    count = min(len(dataset.images), max_images)
+    count = min(dataset.images.shape[0], max_images)
     size = min(batch_size, count // mesh.size * mesh.size) or mesh.size
     sums, seen = None, 0
     sizes = jnp.asarray(strata.sizes, jnp.float32)
     run = jax.jit(lambda p, batch, index: _terms(built, p, batch, index, timesteps, sizes, key))
     for start in range(0, max(count - size, 0) + 1, size):
         index = np.arange(start, start + size, dtype=np.int32)
-        images = dataset.images[index % len(dataset.images)]
-        batch, index = sharding.put_whole((images, index), mesh)
-        terms = run(params, prepare({"image": batch}, None), index)
+        tell(size)
+        batch = _rows(dataset, index % dataset.images.shape[0], built.num_classes is not None)
+        batch, index = sharding.put_whole((batch, index), mesh)
+        terms = run(params, prepare(batch, None), index)
         terms = [np.asarray(x, np.float64) for x in terms]
         sums = terms if sums is None else [a + b for a, b in zip(sums, terms, strict=True)]
         seen += size
@@ -120,6 +127,14 @@ def evaluate(
         vlb_error=_half_interval(sums.vlb, sums.vlb_square, seen),
         total_vlb_error=float(_half_interval(total, sums.total_square, seen)),
     )
+
+
+def _rows(dataset: Dataset, index: np.ndarray, labelled: bool) -> Batch:
+    if isinstance(dataset.images, Records):
+        images, labels = dataset.images.read(index)
+    else:
+        images, labels = dataset.images[index], dataset.labels[index] if labelled else None
+    return {"image": images, **({"label": labels.astype(np.int32)} if labelled else {})}
 
 
 class _Sums(NamedTuple):
@@ -143,7 +158,7 @@ def _half_interval(mean: np.ndarray, mean_square: np.ndarray, count: int) -> np.
 def _terms(
     built: Built,
     params: Params,
-    batch: dict[str, jax.Array],
+    batch: Batch,
     index: jax.Array,
     timesteps: jax.Array,
     sizes: jax.Array,
@@ -152,8 +167,7 @@ def _terms(
     def at(loss_fn: LossFn, t: jax.Array) -> jax.Array:
         return loss_fn.at(params, batch, jnp.full(index.shape, t), key, index)
 
-    loss_fn = built.parts.loss_fn
-    loss, vlb = jax.lax.map(lambda t: (jnp.sum(at(loss_fn, t)), at(built.vlb, t)), timesteps)
+    loss, vlb = jax.lax.map(lambda t: (jnp.sum(at(built.loss, t)), at(built.vlb, t)), timesteps)
     prior = diffusion.prior_bits_per_dim(built.schedule, batch["image"])
     total = sizes @ vlb + prior
     return _Sums(loss, vlb.sum(1), (vlb**2).sum(1), prior.sum(), (total**2).sum())

@@ -14,7 +14,7 @@ from adaptive_ts.experiment.checkpoint import open_checkpoints
 from adaptive_ts.experiment.config import Config, from_dict
 from adaptive_ts.experiment.data import load_split
 from adaptive_ts.experiment.errors import UserError, one_line
-from adaptive_ts.experiment.factory import Built, build
+from adaptive_ts.experiment.factory import Built, build, check_classes
 from adaptive_ts.experiment.files import read_json
 from adaptive_ts.experiment.state import TrainState, abstract, make_init
 
@@ -76,7 +76,9 @@ def load_trained(
     if step is not None and step not in steps:
         there = ", ".join(map(str, steps))
         raise UserError(f"--step: {run} has no checkpoint of step {step}: it has {there}")
-    shape = load_split(config.data, "test", log).images.shape[1:]
+    dataset = load_split(config.data, "test", log)
+    check_classes(config, dataset)
+    shape = dataset.images.shape[1:]
     built = build(config, mesh)
     example = {"image": jax.ShapeDtypeStruct((config.train.batch_size, *shape), jnp.float32)}
     init = make_init(built.init_params, built.parts.optimizer, built.parts.sampler, example)

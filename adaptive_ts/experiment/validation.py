@@ -15,7 +15,11 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("schedule.num_timesteps", lambda v: 2 <= v <= 100_000, "in 2..100000"),
     ("sampler.history", lambda v: v >= 3, "at least 3"),
     ("optimizer.warmup_steps hosts.process_id", lambda v: v >= 0, "at least 0"),
-    ("sampler.entropy_coef", lambda v: 0 <= v < math.inf, "at least 0 and finite"),
+    (
+        "sampler.entropy_coef generate.guidance",
+        lambda v: 0 <= v < math.inf,
+        "at least 0 and finite",
+    ),
     ("generate.eta", lambda v: 0 <= v <= 1, "in [0, 1]"),
     ("model.multipliers", lambda v: bool(v) and min(v) >= 1, "one or more, each at least 1"),
     (
@@ -23,7 +27,8 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "sampler.every sampler.num_selected sampler.num_buckets sampler.chunk train.steps "
         "train.batch_size train.log_every train.save_every train.max_to_keep generate.num_images "
         "generate.steps hosts.num_processes model.transformer.patch_size "
-        "model.transformer.hidden_size model.transformer.depth model.transformer.num_heads",
+        "model.transformer.hidden_size model.transformer.depth model.transformer.num_heads "
+        "model.transformer.num_classes",
         lambda v: v >= 1,
         "at least 1",
     ),
@@ -33,7 +38,8 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "above 0 and finite",
     ),
     (
-        "model.dropout sampler.uniform_prob optimizer.b1 optimizer.b2 optimizer.ema_decay",
+        "model.dropout sampler.uniform_prob optimizer.b1 optimizer.b2 optimizer.ema_decay "
+        "model.transformer.class_dropout",
         lambda v: 0 <= v < 1,
         "in [0, 1)",
     ),
@@ -84,7 +90,7 @@ def _conflicts(c: Any) -> list[str]:
             f"levels: give one True or False for each of --model.multipliers "
             f"{_words(c.model.multipliers)}"
         )
-    problems += _model_problems(c.model) + _unused(c)
+    problems += _model_problems(c.model) + _guidance_problems(c) + _unused(c)
     if c.sampler.name == "adaptive" and c.sampler.num_selected > c.sampler.num_buckets:
         problems.append(
             f"--sampler.num_selected: {c.sampler.num_selected} is out of range: must be in "
@@ -139,7 +145,27 @@ def _model_problems(model: Any) -> list[str]:
         problems.append(
             f"--model.dropout: {model.dropout} means nothing to {model.name}: add --model.dropout 0"
         )
+    if own.num_classes is None and own.class_dropout != type(own)().class_dropout:
+        problems.append(
+            f"--model.transformer.class_dropout: {own.class_dropout} means nothing without "
+            "classes: leave it out, or add --model.transformer.num_classes NUMBER"
+        )
     return problems
+
+
+def _guidance_problems(c: Any) -> list[str]:
+    own, weight = c.model.transformer, c.generate.guidance
+    if weight == 1 or (own.num_classes is not None and own.class_dropout > 0):
+        return []
+    if own.num_classes is None:
+        return [
+            f"--generate.guidance: {weight} means nothing to a model without classes: leave it "
+            "out, or train with --model.transformer.num_classes NUMBER"
+        ]
+    return [
+        f"--generate.guidance: {weight} needs a model that was trained without classes too: leave "
+        "it out, or train with --model.transformer.class_dropout above 0"
+    ]
 
 
 def _unused(c: Any) -> list[str]:

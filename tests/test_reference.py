@@ -1,4 +1,4 @@
-"""Reference statistics: what they are of, their cache, and published files."""
+"""What images are compared with: features of a split, their cache, and published files."""
 
 import numpy as np
 import pytest
@@ -8,105 +8,127 @@ from adaptive_ts.experiment.config import DataConfig
 from adaptive_ts.experiment.data import Records, load_split
 from adaptive_ts.experiment.errors import UserError
 from adaptive_ts.experiment.image_metrics import Gaussian, gaussian
-from adaptive_ts.experiment.inception import Activations, Inception
+from adaptive_ts.experiment.inception import Activations
 
 
 def pixels(images):
     """A stand-in for the network: four numbers per image."""
     x = np.asarray(images, np.float32).reshape(len(images), -1)
     features = np.stack([x.mean(1), x.std(1), x[:, 5], x[:, 10]], 1)
-    return Activations(features, features)
+    return Activations(features, features[:, :3])
 
 
-@pytest.fixture
-def extractions(monkeypatch):
-    """The options of each extractor that is made; the extractor is ``pixels``."""
-    made = []
+class Network:
+    """It counts the images that it is shown."""
 
-    def make(network, **options):
-        made.append(options)
-        return pixels
+    def __init__(self, mark):
+        self.seen = 0
+        self.network = reference.FeatureNetwork("stub", "a stub", mark, 4, self.extract)
 
-    monkeypatch.setattr(reference, "feature_extractor", make)
-    return made
+    def extract(self, images):
+        self.seen += len(images)
+        return pixels(images)
 
 
-def test_statistics_are_computed_once_for_the_data_the_preprocessing_and_the_weights(
-    run_data, extractions
-):
-    data, said = DataConfig(name="digits", dir=str(run_data)), []
-    network = Inception({}, "ab" * 32)
+def test_features_are_computed_once_for_the_data_and_the_network(run_data):
+    data, said = DataConfig(dir=str(run_data)), []
+    stub = Network("stub-once")
 
-    def get(data=data, network=network, **options):
-        return reference.reference_statistics(data, network, log=said.append, **options)
+    def get(data=data, stub=stub, **options):
+        return reference.reference_features(data, stub.network, log=said.append, **options)
 
     first = get(split="test")
     images = load_split(data, "test").images
-    expected = gaussian(pixels(images).features)
-    np.testing.assert_allclose(first.gaussian.mean, expected.mean, rtol=1e-12)
-    np.testing.assert_allclose(first.gaussian.covariance, expected.covariance, rtol=1e-9)
-    assert first.source == "digits/test, 297 images (8, 8, 1), ref"
-    assert said == [f"computing the Inception statistics of {first.source}, once"]
-    assert extractions == [{"preprocess": "ref", "mesh": None, "batch_size": 64}]
+    expected = pixels(images).features
+    np.testing.assert_array_equal(first.features, expected)
+    np.testing.assert_allclose(first.gaussian.mean, gaussian(expected).mean, rtol=1e-12)
+    np.testing.assert_allclose(first.gaussian.covariance, gaussian(expected).covariance, rtol=1e-9)
+    assert first.source == "digits/test, 297 images (8, 8, 1)"
+    assert said == [f"computing the features of {first.source}, a stub, once"] and stub.seen == 297
 
     again = get(split="test")
-    assert len(extractions) == 1 and again.digest == first.digest
+    assert stub.seen == 297 and again.digest == first.digest and again.source == first.source
     np.testing.assert_array_equal(again.gaussian.covariance, first.gaussian.covariance)
+    np.testing.assert_array_equal(again.features, first.features)
 
     found = {first.digest}
-    for changes in (
-        {"preprocess": "tf"},
-        {"network": Inception({}, "ac" * 32)},
-        {"split": "train"},
-        {"data": data.__class__(name="digits", dir=str(run_data), downsample=2)},
-        {"data": data.__class__(name="digits", dir=str(run_data), image_size=10)},
+    other = Network("stub-other")
+    for changes, count in (
+        ({"stub": other}, 297),
+        ({"split": "train"}, 1500),
+        ({"data": DataConfig(dir=str(run_data), downsample=2)}, 297),
+        ({"data": DataConfig(dir=str(run_data), image_size=10)}, 297),
     ):
-        before = len(extractions)
+        before = stub.seen + other.seen
         found.add(get(**{"split": "test", **changes}).digest)
-        assert len(extractions) == before + 1, changes
-    assert len(found) == 4, "pixels do not depend on the preprocessing or the weights"
+        assert stub.seen + other.seen == before + count, changes
+    assert len(found) == 4, "the other network is the same but for its mark"
 
-    cache = next(run_data.rglob(f"inception-test-8x8x1-1-*-ref-{'ab' * 8}.npz"))
+    cache = next(run_data.rglob("features-stub-once-test-8x8x1-1-*.npz"))
     for damage in (lambda raw: raw[:200], lambda raw: b"", lambda raw: b"PK" + raw[5:]):
-        before = len(extractions)
+        before = stub.seen
         cache.write_bytes(damage(cache.read_bytes()))
-        assert get(split="test").digest == first.digest and len(extractions) == before + 1
-    changed = dict(np.load(cache))
-    np.savez(cache, **(changed | {"mu": changed["mu"] + 1}))
-    assert get(split="test").digest == first.digest, "not what was written"
+        assert get(split="test").digest == first.digest and stub.seen == before + 297
+    kept = dict(np.load(cache))
+    for change in ({"mu": kept["mu"] + 1}, {"features": kept["features"][:, :3]}):
+        before = stub.seen
+        np.savez(cache, **(kept | change))
+        np.testing.assert_array_equal(get(split="test").features, expected)
+        assert stub.seen == before + 297, "not what was written"
     assert reference.read_statistics(cache, 4).digest == first.digest
-    for kept in run_data.rglob("inception-*.npz"):
-        kept.unlink()
+    for path in run_data.rglob("features-stub-*.npz"):
+        path.unlink()
 
 
-def test_statistics_that_cannot_be_kept(run_data, extractions, monkeypatch):
+def test_features_that_cannot_be_kept(run_data, monkeypatch):
     def full(path):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(reference, "atomic", full)
-    data, said = DataConfig(name="digits", dir=str(run_data)), []
-    network = Inception({}, "ad" * 32)
-    found = reference.reference_statistics(data, network, split="test", log=said.append)
-    assert found.gaussian.mean.shape == (4,)
+    data, said = DataConfig(dir=str(run_data)), []
+    found = reference.reference_features(data, Network("stub-full").network, log=said.append)
+    assert found.features.shape == (1500, 4)
     assert "not kept" in said[-1] and "No space left on device" in said[-1]
 
 
+def test_of_a_large_split_evenly_spaced_features_are_kept_and_all_count(run_data, monkeypatch):
+    monkeypatch.setattr(reference, "KEPT", 100)
+    data, watched = DataConfig(dir=str(run_data)), []
+
+    def watch(batches, total):
+        for batch in batches:
+            watched.append((len(batch), total))
+            yield batch
+
+    stub = Network("stub-large")
+    found = reference.reference_features(data, stub.network, watch=watch, log=lambda line: None)
+    every = pixels(load_split(data, "train").images).features
+    np.testing.assert_array_equal(found.features, every[::15])
+    np.testing.assert_allclose(found.gaussian.covariance, gaussian(every).covariance, rtol=1e-9)
+    assert watched == [(512, 1500), (512, 1500), (476, 1500)]
+    next(run_data.rglob("features-stub-large-*.npz")).unlink()
+
+
 def test_images_in_record_files_come_in_parts():
-    images = np.random.default_rng(0).integers(0, 256, (2500, 6, 6, 1), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (1500, 6, 6, 1), np.uint8)
     records = Records(images.shape, lambda index: (images[index], np.zeros(len(index))))
+    expected, kept = pixels(images), np.array([0, 511, 512, 1499, 3000])
     for source in (images, records):
         parts = list(reference.image_chunks(source))
-        assert [len(part) for part in parts] == [1024, 1024, 452]
+        assert [len(part) for part in parts] == [512, 512, 476]
         np.testing.assert_array_equal(np.concatenate(parts), images)
-        found, expected = (
-            reference.image_statistics(source, pixels),
-            gaussian(pixels(images).features),
+        found = reference.summarise(parts, pixels, kept=kept, logits=True)
+        assert found.count == 1500
+        np.testing.assert_allclose(
+            found.gaussian.covariance, gaussian(expected.features).covariance, rtol=1e-9
         )
-        np.testing.assert_allclose(found.covariance, expected.covariance, rtol=1e-9)
+        np.testing.assert_array_equal(found.features, expected.features[kept[:-1]])
+        np.testing.assert_array_equal(found.logits, expected.logits)
+    assert reference.summarise(parts, pixels, kept=kept).logits is None
     with pytest.raises(ValueError, match="no images"):
-        reference.image_statistics(images[:0], pixels)
+        reference.summarise([], pixels, kept=kept)
     with pytest.raises(ValueError, match="two images or more, got 1"):
-        reference.image_statistics(images[:1], pixels)
+        reference.summarise([images[:1]], pixels, kept=kept)
 
 
 def test_the_digest_is_of_every_number():

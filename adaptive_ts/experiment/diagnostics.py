@@ -96,6 +96,8 @@ def step_effects(
     held_out: Batch,
     timesteps: PerBucket,
     key: Key,
+    *,
+    rows: PerBucket | None = None,
 ) -> jax.Array:
     """(n, n): by how much a step on the loss at timestep i lowers the loss at timestep j.
 
@@ -114,6 +116,7 @@ def step_effects(
       held_out: others, on which its effect is measured.
       timesteps: (n,) rows and columns.
       key: the noise.
+      rows: (k,) timesteps of the rows alone, for a part of the matrix (k, n).
 
     Source: what the reward of Kim et al., CVPR 2025 (arXiv 2411.09998) sums, for every pair.
     """
@@ -134,7 +137,7 @@ def step_effects(
         response = optimizer_response(optimizer, grads, opt_state, params)
         return before - losses(optax.apply_updates(params, response))
 
-    return jax.lax.map(effect, timesteps)
+    return jax.lax.map(effect, timesteps if rows is None else rows)
 
 
 def _square(tree: Params) -> jax.Array:

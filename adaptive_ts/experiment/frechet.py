@@ -4,8 +4,10 @@ For sets that Inception has no business with. The classifier is trained once per
 and kept beside it; a distance means something only next to others of the same classifier.
 """
 
+import functools
+import hashlib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,12 +16,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
-from adaptive_ts.experiment import datasets
 from adaptive_ts.experiment.config import DataConfig
-from adaptive_ts.experiment.data import Dataset, batches, load_split
+from adaptive_ts.experiment.data import Dataset, Records, batches, is_latent, load_split
 from adaptive_ts.experiment.files import atomic
-from adaptive_ts.experiment.image_metrics import Gaussian, frechet_distance, gaussian
+from adaptive_ts.experiment.image_metrics import (
+    Gaussian,
+    add_features,
+    frechet_distance,
+    gaussian,
+    to_gaussian,
+)
+from adaptive_ts.experiment.inception import Activations
+from adaptive_ts.experiment.reference import folder_of
+from adaptive_ts.experiment.step import prepare
 from adaptive_ts.types import Params
 
 __all__ = ["Features", "Gaussian", "classifier_features", "frechet_distance", "gaussian"]
@@ -30,6 +41,23 @@ _BATCH = 128
 _AT_ONCE = 500
 
 Log = Callable[[str], None]
+
+
+class Classifier(NamedTuple):
+    """A trained classifier.
+
+    Attributes:
+      activations: images (N, H, W, C) float32 in [-1, 1], or latents -> its 32 features and its
+        logits.
+      accuracy: on held-out images, in [0, 1].
+      digest: 16 hex digits of the SHA-256 of its weights.
+      train: what it was trained on.
+    """
+
+    activations: Callable[[np.ndarray], Activations]
+    accuracy: float
+    digest: str
+    train: Dataset
 
 
 class Features(NamedTuple):
@@ -51,37 +79,74 @@ class _Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # Of accelerators' default precision the distances would be those of the accelerator.
+        conv, dense = (
+            functools.partial(layer, precision=lax.Precision.HIGHEST)
+            for layer in (nn.Conv, nn.Dense)
+        )
         for channels in (16, 32):
-            x = nn.relu(nn.Conv(channels, (3, 3))(x))
+            x = nn.relu(conv(channels, (3, 3))(x))
             x = nn.max_pool(x, (2, 2), (2, 2))
-        x = nn.relu(nn.Dense(64)(x.reshape(x.shape[0], -1)))
-        features = nn.Dense(NUM_FEATURES)(x)
-        return features, nn.Dense(self.num_classes)(nn.relu(features))
+        x = nn.relu(dense(64)(x.reshape(x.shape[0], -1)))
+        features = dense(NUM_FEATURES)(x)
+        return features, dense(self.num_classes)(nn.relu(features))
 
 
 def classifier_features(data: DataConfig, log: Log = print) -> Features:
     """The features of a small classifier of a data set, trained now or read from its cache."""
+    classifier = load_classifier(data, log)
+
+    def extract(images: np.ndarray) -> np.ndarray:
+        return classifier.activations(images).features.astype(np.float64)
+
+    moments = None
+    for images, _ in _parts(classifier.train):
+        moments = add_features(moments, extract(unit_range(images)))
+    return Features(extract, classifier.accuracy, to_gaussian(moments))
+
+
+def load_classifier(data: DataConfig, log: Log = print) -> Classifier:
+    """A small classifier of a data set, trained now or read from its cache."""
     train, test = (load_split(data, split, log) for split in ("train", "test"))
     model = _Classifier(train.num_classes)
     image = jnp.zeros((1, *train.images.shape[1:]))
     params = model.init(jax.random.key(0), image)["params"]
-    folder = datasets.prepare(data.name, data_dir=data.dir, source_dir=data.source_dir, log=log)
+    folder = folder_of(data, log)
     size = "x".join(map(str, train.images.shape[1:]))
     cache = folder / f"classifier-{size}-{data.downsample}-{train.fingerprint}.npz"
-    params = _restore(cache, params) or _save(cache, _train(model, params, train), log)
-    apply = jax.jit(lambda x: model.apply({"params": params}, x))
+    found = _restore(cache, params)
+    if found is None:
+        log(f"training a classifier of {data.name}, once: {_STEPS} steps")
+        found = _save(cache, _train(model, params, train), log)
+    apply = jax.jit(lambda x: model.apply({"params": found}, x))
 
-    def extract(images: np.ndarray, which: int = 0) -> np.ndarray:
-        parts = [apply(images[i : i + _AT_ONCE])[which] for i in range(0, len(images), _AT_ONCE)]
-        return np.concatenate(parts).astype(np.float64)
+    def activations(images: np.ndarray) -> Activations:
+        parts = [apply(images[i : i + _AT_ONCE]) for i in range(0, len(images), _AT_ONCE)]
+        return Activations(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
-    scores = extract(_unit(test.images), 1)
-    accuracy = float((scores.argmax(1) == test.labels).mean())
-    return Features(extract, accuracy, gaussian(extract(_unit(train.images))))
+    right = 0
+    for images, labels in _parts(test):
+        right += int((activations(unit_range(images)).logits.argmax(1) == labels).sum())
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(found):
+        digest.update(np.ascontiguousarray(leaf, "<f4"))
+    return Classifier(activations, right / test.images.shape[0], digest.hexdigest()[:16], train)
 
 
-def _unit(images: np.ndarray) -> np.ndarray:
-    return images.astype(np.float32) / 127.5 - 1
+def unit_range(images: np.ndarray) -> np.ndarray:
+    """uint8 images as float32 in [-1, 1]; latents, which are floats, as they are."""
+    images, latent = images.astype(np.float32), is_latent(images.dtype)
+    return images if latent else images / 127.5 - 1
+
+
+def _parts(dataset: Dataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Images and labels in order, some at a time, whether in memory or in record files."""
+    for start in range(0, dataset.images.shape[0], _AT_ONCE):
+        stop = min(start + _AT_ONCE, dataset.images.shape[0])
+        if isinstance(dataset.images, Records):
+            yield dataset.images.read(np.arange(start, stop))
+        else:
+            yield dataset.images[start:stop], dataset.labels[start:stop]
 
 
 def _train(model: _Classifier, params: Params, train: Dataset) -> Params:
@@ -94,8 +159,7 @@ def _train(model: _Classifier, params: Params, train: Dataset) -> Params:
     @jax.jit
     def step(state, batch):
         params, opt_state = state
-        x = batch["image"].astype(jnp.float32) / 127.5 - 1
-        grads = jax.grad(loss)(params, x, batch["label"])
+        grads = jax.grad(loss)(params, prepare(batch, None)["image"], batch["label"])
         updates, opt_state = optimizer.update(grads, opt_state)
         return optax.apply_updates(params, updates), opt_state
 

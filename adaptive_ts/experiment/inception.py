@@ -47,11 +47,11 @@ class Inception(NamedTuple):
 
 
 class Activations(NamedTuple):
-    """What the network says of N images.
+    """What a network says of N images.
 
     Attributes:
-      features: (N, 2048) float32, the last average pool.
-      logits: (N, 1008) float32, of the classes, without the bias.
+      features: (N, d) float32; of Inception the last average pool, d = 2048.
+      logits: (N, classes) float32; of Inception (N, 1008), without the bias.
     """
 
     features: np.ndarray

@@ -1,14 +1,13 @@
-"""Inception statistics of real images: computed once and kept, or read from a published file."""
+"""What generated images are compared with: statistics of real ones, computed once, or a file's."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
 from adaptive_ts.experiment import datasets
 from adaptive_ts.experiment.config import DataConfig
@@ -16,17 +15,35 @@ from adaptive_ts.experiment.data import Dataset, Records, load_split
 from adaptive_ts.experiment.errors import UserError, one_line
 from adaptive_ts.experiment.files import atomic
 from adaptive_ts.experiment.image_metrics import Gaussian, add_features, to_gaussian
-from adaptive_ts.experiment.inception import (
-    Activations,
-    Inception,
-    Preprocess,
-    feature_extractor,
-)
+from adaptive_ts.experiment.inception import Activations
 from adaptive_ts.experiment.inception_network import NUM_FEATURES
 
-_AT_ONCE = 1024  # images whose features are in memory
+KEPT = 10_000  # images whose features are kept
+_AT_ONCE = 512  # images whose features are in memory
 
 Log = Callable[[str], None]
+Batches = Iterable[np.ndarray]
+Watch = Callable[[Batches, int], Batches]
+
+
+class FeatureNetwork(NamedTuple):
+    """A network in whose features images are compared.
+
+    Attributes:
+      name: ``"inception"`` or ``"classifier"``.
+      about: what is printed with its numbers: its preprocessing, or its accuracy.
+      mark: of its weights and its preprocessing, for the names of files.
+      num_features: d.
+      extract: images (N, H, W, C) uint8 -> their `Activations`; a classifier's takes latents too.
+      accuracy: of a classifier, on held-out images.
+    """
+
+    name: str
+    about: str
+    mark: str
+    num_features: int
+    extract: Callable[[np.ndarray], Activations]
+    accuracy: float | None = None
 
 
 class Reference(NamedTuple):
@@ -36,11 +53,30 @@ class Reference(NamedTuple):
       gaussian: of the features.
       digest: 16 hex digits of `statistics_digest`, to be printed with every number.
       source: what it was computed of, or the file.
+      features: (k, d) float32 of up to 10,000 images, evenly spaced in the split; None where only
+        the statistics are known.
     """
 
     gaussian: Gaussian
     digest: str
     source: str
+    features: np.ndarray | None = None
+
+
+class Summary(NamedTuple):
+    """What a set of images is in the eyes of a network.
+
+    Attributes:
+      count: N images.
+      gaussian: of all their features.
+      features: (k, d) of those that were to be kept.
+      logits: (N, classes), or None if they were not wanted.
+    """
+
+    count: int
+    gaussian: Gaussian
+    features: np.ndarray
+    logits: np.ndarray | None
 
 
 def statistics_digest(statistics: Gaussian) -> str:
@@ -58,28 +94,42 @@ def statistics_digest(statistics: Gaussian) -> str:
     return digest.hexdigest()[:16]
 
 
-def image_statistics(
-    images: np.ndarray | Records, extract: Callable[[np.ndarray], Activations]
-) -> Gaussian:
-    """The moments of the images' features, a thousand images at a time.
+def summarise(
+    batches: Batches,
+    extract: Callable[[np.ndarray], Activations],
+    *,
+    kept: np.ndarray,
+    logits: bool = False,
+) -> Summary:
+    """The moments of the images' features, in float64, with only one batch of them in memory.
 
     Args:
-      images: uint8 (N, H, W, C) with N >= 2, or a `Dataset`'s records.
-      extract: of `feature_extractor`.
+      batches: of images, as ``extract`` takes them.
+      extract: of a `FeatureNetwork`.
+      kept: increasing positions of the images whose features are kept.
+      logits: whether those are kept, of all images.
 
     Raises:
       ValueError: images or features that are refused, or fewer than two.
     """
-    moments = None
-    for part in image_chunks(images):
-        moments = add_features(moments, extract(part).features)
+    moments, count, parts, scores = None, 0, [], []
+    for batch in batches:
+        found = extract(batch)
+        moments = add_features(moments, found.features)
+        inside = kept[(kept >= count) & (kept < count + len(batch))] - count
+        parts.append(found.features[inside])
+        scores += [found.logits] if logits else []
+        count += len(batch)
     if moments is None:
         raise ValueError("no images")
-    return to_gaussian(moments)
+    features = np.concatenate(parts)
+    return Summary(
+        count, to_gaussian(moments), features, np.concatenate(scores) if logits else None
+    )
 
 
 def image_chunks(images: np.ndarray | Records) -> Iterator[np.ndarray]:
-    """The images in order, 1024 at a time, whether in memory or in record files."""
+    """The images in order, 512 at a time, whether in memory or in record files."""
     for start in range(0, images.shape[0], _AT_ONCE):
         stop = min(start + _AT_ONCE, images.shape[0])
         if isinstance(images, Records):
@@ -88,55 +138,74 @@ def image_chunks(images: np.ndarray | Records) -> Iterator[np.ndarray]:
             yield images[start:stop]
 
 
-def reference_statistics(
+def reference_features(
     data: DataConfig,
-    inception: Inception,
+    network: FeatureNetwork,
     *,
     split: str = "train",
-    preprocess: Preprocess = "ref",
-    mesh: Mesh | None = None,
-    batch_size: int = 64,
+    watch: Watch | None = None,
     log: Log = print,
 ) -> Reference:
-    """The statistics of a split of a data set: read from its folder, or computed and kept there.
+    """A split of a data set as a network sees it: read from the set's folder, or computed once.
 
     The file is one of this set's pixels, this preprocessing and these weights. A damaged one is
     computed anew.
 
     Args:
       data: which set.
-      inception: the network, from `load_inception`.
+      network: see `FeatureNetwork`. With several processes each calls this.
       split: of the set.
-      preprocess: see `feature_extractor`.
-      mesh: see `feature_extractor`.
-      batch_size: images at once.
+      watch: (batches of images, how many images) -> the batches, to show how far it is.
       log: receives one line when something is computed or cannot be kept.
 
     Raises:
       UserError: the set cannot be loaded.
-      ValueError: its images are neither grey nor RGB.
+      ValueError: its images are not such as the network takes.
     """
-    images = load_split(data, split, log)
-    folder = datasets.prepare(data.name, data_dir=data.dir, source_dir=data.source_dir, log=log)
-    cache = folder / f"{_key(data, images, split, preprocess, inception)}.npz"
-    shape = images.images.shape
-    source = f"{data.name}/{split}, {shape[0]} images {shape[1:]}, {preprocess}"
-    statistics = _restore(cache)
-    if not _everywhere(statistics is not None):
-        log(f"computing the Inception statistics of {source}, once")
-        extract = feature_extractor(
-            inception, preprocess=preprocess, mesh=mesh, batch_size=batch_size
-        )
-        statistics = image_statistics(images.images, extract)
-        _save(cache, statistics, log)
-    return Reference(statistics, statistics_digest(statistics), source)
+    dataset = load_split(data, split, log)
+    cache = folder_of(data, log) / f"{_key(data, dataset, split, network)}.npz"
+    count, *shape = dataset.images.shape
+    source = f"{data.name}/{split}, {count:,} images {tuple(shape)}"
+    reference = _restore(cache, source)
+    if not everywhere(reference is not None):
+        log(f"computing the features of {source}, {network.about}, once")
+        batches = image_chunks(dataset.images)
+        kept = evenly_spaced(count, KEPT)
+        found = summarise(watch(batches, count) if watch else batches, network.extract, kept=kept)
+        digest = statistics_digest(found.gaussian)
+        reference = Reference(found.gaussian, digest, source, found.features.astype(np.float32))
+        _save(cache, reference, log)
+    return reference
+
+
+def folder_of(data: DataConfig, log: Log) -> Path:
+    """Where a data set lies, and what is kept of it."""
+    return datasets.prepare(
+        data.name,
+        data_dir=data.dir,
+        source_dir=data.source_dir,
+        image_size=data.image_size,
+        log=log,
+    )
+
+
+def evenly_spaced(count: int, wanted: int) -> np.ndarray:
+    """The positions of ``wanted`` of ``count`` things, or of all, for sets sorted by class.
+
+    Example:
+      >>> from adaptive_ts.experiment.reference import evenly_spaced
+      >>> evenly_spaced(10, 4).tolist()
+      [0, 2, 5, 7]
+    """
+    wanted = min(count, wanted)
+    return np.arange(wanted) * count // wanted
 
 
 def read_statistics(path: str | Path, num_features: int = NUM_FEATURES) -> Reference:
     """The statistics in a ``.npz`` file with ``mu`` (d,) and ``sigma`` (d, d).
 
     Published files are such files, for example bioinf.jku.at's ``fid_stats_cifar10_train.npz``;
-    so are those that `reference_statistics` keeps.
+    so are those that `reference_features` keeps.
 
     Args:
       path: the file.
@@ -178,16 +247,13 @@ def _problem(mean: np.ndarray, covariance: np.ndarray, dim: int) -> str | None:
     return None
 
 
-def _key(
-    data: DataConfig, images: Dataset, split: str, preprocess: Preprocess, inception: Inception
-) -> str:
+def _key(data: DataConfig, dataset: Dataset, split: str, network: FeatureNetwork) -> str:
     # The fingerprint is of the pixels before they were averaged and padded.
-    size = "x".join(map(str, images.images.shape[1:]))
-    name = f"inception-{split}-{size}-{data.downsample}-{images.fingerprint}"
-    return f"{name}-{preprocess}-{inception.sha256[:16]}"
+    size = "x".join(map(str, dataset.images.shape[1:]))
+    return f"features-{network.mark}-{split}-{size}-{data.downsample}-{dataset.fingerprint}"
 
 
-def _everywhere(found: bool) -> bool:
+def everywhere(found: bool) -> bool:
     """Whether all processes found it: they compute it together, or not at all."""
     if jax.process_count() == 1:
         return found
@@ -199,22 +265,26 @@ def _arrays(path: Path) -> dict[str, Any]:
         return {key: arrays[key] for key in arrays.files}
 
 
-def _save(cache: Path, statistics: Gaussian, log: Log) -> None:
+def _save(cache: Path, reference: Reference, log: Log) -> None:
     if jax.process_index():
         return
-    digest = statistics_digest(statistics)
+    mean, covariance = reference.gaussian
+    arrays = {"mu": mean, "sigma": covariance, "features": reference.features}
     try:
         with atomic(cache) as file:
-            np.savez(file, mu=statistics.mean, sigma=statistics.covariance, digest=digest)
+            np.savez(file, digest=reference.digest, **arrays)
     except OSError as error:
-        log(f"the statistics are not kept: cannot write {cache}: {error.strerror}")
+        log(f"the features are not kept: cannot write {cache}: {error.strerror}")
 
 
-def _restore(cache: Path) -> Gaussian | None:
-    """The kept statistics; None where there are none, or not those that were written."""
+def _restore(cache: Path, source: str) -> Reference | None:
+    """What was kept; None where there is nothing, or not what was written."""
     try:
         arrays = _arrays(cache)
-        statistics = Gaussian(arrays["mu"], arrays["sigma"])
-        return statistics if statistics_digest(statistics) == str(arrays["digest"]) else None
+        statistics, features = Gaussian(arrays["mu"], arrays["sigma"]), arrays["features"]
+        digest = statistics_digest(statistics)
+        if digest != str(arrays["digest"]) or features.shape[1:] != statistics.mean.shape:
+            return None
+        return Reference(statistics, digest, source, features)
     except Exception:  # a damaged file raises nearly anything
         return None

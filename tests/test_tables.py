@@ -17,18 +17,22 @@ from adaptive_ts.experiment import (
     contest,
     contest_functions,
     sharding,
+    table_features,
     table_programs,
     table_records,
     table_report,
     tables,
 )
 from adaptive_ts.experiment.cli import parse
-from adaptive_ts.experiment.config import replace
+from adaptive_ts.experiment.config import DataConfig, replace
 from adaptive_ts.experiment.contest_functions import functions_of, held_out_batch
-from adaptive_ts.experiment.data import load_split
+from adaptive_ts.experiment.data import from_arrays, load_split
 from adaptive_ts.experiment.errors import UserError
 from adaptive_ts.experiment.factory import build, known_names
+from adaptive_ts.experiment.image_metrics import gaussian
+from adaptive_ts.experiment.inception import Activations
 from adaptive_ts.experiment.likelihood import geometric_strata
+from adaptive_ts.experiment.reference import FeatureNetwork, Reference
 
 OPTIONS = [*SMALL.split(), "--train.steps", "4", "--generate.steps", "2"]
 OPTIONS += ["--optimizer.warmup_steps", "0", "--optimizer.learning_rate", "0.01"]
@@ -78,8 +82,8 @@ def test_the_version_of_the_code_is_that_of_what_is_computed(run_data, monkeypat
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(run_data, monkeypatch, tmp_path):
-    config = config_of("digits_impact", "--data.dir", str(run_data), *OPTIONS[-4:])
-    config = replace(config, {"sampler.impact.num_buckets": 4, "train.save_every": 3})
+    config = config_of("digits_uniform", "--data.dir", str(run_data), *OPTIONS[-4:])
+    config = replace(config, {"train.save_every": 3})
     whole = next(contest.contest(config, [5], image_evaluations=2))
     measure, calls = contest._measure, []
 
@@ -218,6 +222,8 @@ def arguments(folder, *extra):
 
 def test_what_is_done_is_not_planned_again(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "program_of", lambda config: "p")
+    known = table_features.ImageFeatures("classifier", None, None)
+    monkeypatch.setattr(tables, "image_features", lambda data, choice: known)
     rows = ("--rows", "uniform", "digits_stratified", "--seeds", "0", "1", "2")
     first = tables.plan(*arguments(tmp_path, *rows))
     assert [(job.label, job.seeds) for job in first] == [
@@ -239,6 +245,39 @@ def test_what_is_done_is_not_planned_again(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "program_of", lambda config: "another")
     new = tables.plan(*arguments(tmp_path, *rows))
     assert [job.seeds for job in new] == [(0, 1, 2), (0, 1, 2)]
+    monkeypatch.setattr(tables, "program_of", lambda config: "p")
+    other = known._replace(about="Inception")
+    monkeypatch.setattr(tables, "image_features", lambda data, choice: other)
+    new = tables.plan(*arguments(tmp_path, *rows))
+    assert [job.seeds for job in new] == [(0, 1, 2), (0, 1, 2)]
+
+
+def test_colour_is_compared_by_inception_grey_by_a_classifier(monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    data = from_arrays(pixels, np.arange(40) % 2, name="colour")
+    monkeypatch.setattr(table_features, "load_split", lambda *args: data)
+    monkeypatch.delenv("ADAPTIVE_TS_INCEPTION_WEIGHTS", raising=False)
+    choice = table_features.FeatureChoice()
+    with pytest.raises(UserError, match=r"^FID needs the weights of Inception: download [^\n]*$"):
+        table_features.image_features(DataConfig(name="colour"), choice)
+    with pytest.raises(UserError, match="--inception_weights: means nothing to a classifier"):
+        table_features.image_features(
+            DataConfig(), choice._replace(network="classifier", weights="x")
+        )
+
+    def first_two(images):
+        assert images.dtype == np.uint8
+        return Activations(images.reshape(len(images), -1)[:, :2].astype(np.float32), None)
+
+    network = FeatureNetwork("inception", "Inception, ref", "m", 2, first_two)
+    moments = gaussian(first_two(pixels).features)
+    reference = Reference(moments, "0123", "colour/train", None)
+    monkeypatch.setattr(table_features, "inception_network", lambda *a, **k: network)
+    monkeypatch.setattr(table_features, "reference_features", lambda *a, **k: reference)
+    found = table_features.image_features(DataConfig(name="colour"), choice)
+    assert found.about == "Inception, ref, statistics 0123" and found.reference is moments
+    made = found.extract(pixels.astype(np.float32) / 127.5 - 1)
+    np.testing.assert_array_equal(made, first_two(pixels).features)
 
 
 def test_a_dry_run_prints_a_command_for_each_run(tmp_path, capsys):
@@ -308,12 +347,12 @@ def test_mistakes_cost_one_line(tmp_path, argv, message):
 
 
 def test_a_sweep_runs_reports_and_goes_on(tmp_path, run_data):
-    """Two seeds, then a third: the first two are not run again, and equal seeds equal runs."""
+    """One seed, then a second: the first is not run again."""
 
     def sweep(out, *seeds):
-        argv = ["-m", "adaptive_ts.experiment.tables", "--rows", "digits_impact", "--out", str(out)]
+        argv = ["-m", "adaptive_ts.experiment.tables", "--rows", "uniform", "--out", str(out)]
         argv += ["--configs", str(ROOT / "configs"), "--data.dir", str(run_data)]
-        argv += [*OPTIONS, "--sampler.impact.num_buckets", "4", "--seeds", *map(str, seeds)]
+        argv += [*OPTIONS, "--seeds", *map(str, seeds)]
         env = compiler_environment()
         done = subprocess.run(
             [sys.executable, *argv], capture_output=True, text=True, cwd=ROOT,
@@ -322,16 +361,13 @@ def test_a_sweep_runs_reports_and_goes_on(tmp_path, run_data):
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout, table_records.read_runs(out)
 
-    said, _ = sweep(tmp_path / "a", 0, 1)
-    assert "| impact | 2 |" in said and "classifier of accuracy 0.9" in said
-    assert (tmp_path / "a" / "digits-linear.png").exists()
-    before = (tmp_path / "a" / "digits-linear.jsonl").read_text()
-    said, more = sweep(tmp_path / "a", 0, 1, 2)
-    assert (tmp_path / "a" / "digits-linear.jsonl").read_text().startswith(before)
-    assert [run["seed"] for run in more] == [0, 1, 2]
-    assert all(np.isfinite(run["vlb"]) and len(run["density"]) == 25 for run in more)
-    assert len({run["vlb"] for run in more}) == 3
-    _, alone = sweep(tmp_path / "b", 2)
-    times = ("seconds", "curve", "frechet_curve")
-    same = [{k: v for k, v in run.items() if k not in times} for run in (more[2], alone[0])]
-    assert same[0] == same[1]
+    said, _ = sweep(tmp_path, 0)
+    assert "| uniform | 1 |" in said and "by classifier, accuracy 0.9" in said
+    assert (tmp_path / "digits-linear.png").exists()
+    before = (tmp_path / "digits-linear.jsonl").read_text()
+    said, runs = sweep(tmp_path, 0, 1)
+    assert (tmp_path / "digits-linear.jsonl").read_text().startswith(before)
+    assert "| uniform | 2 |" in said and [run["seed"] for run in runs] == [0, 1]
+    assert all(np.isfinite(run["vlb"]) and len(run["density"]) == 25 for run in runs)
+    assert runs[0]["vlb"] != runs[1]["vlb"] and runs[0]["program"] == runs[1]["program"]
+    assert not (tmp_path / "checkpoints").exists()

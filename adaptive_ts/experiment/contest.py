@@ -20,16 +20,18 @@ from adaptive_ts.experiment.config import Config
 from adaptive_ts.experiment.contest_functions import functions_of, held_out_batch
 from adaptive_ts.experiment.data import Dataset, batches, load_split
 from adaptive_ts.experiment.factory import Built, build, check_classes
-from adaptive_ts.experiment.frechet import Features, classifier_features, frechet_distance, gaussian
+from adaptive_ts.experiment.image_metrics import frechet_distance, gaussian
 from adaptive_ts.experiment.images import image_batches
 from adaptive_ts.experiment.likelihood import Strata, geometric_strata
 from adaptive_ts.experiment.state import TrainState, abstract
 from adaptive_ts.experiment.step import density_timesteps, prepare
+from adaptive_ts.experiment.table_features import FeatureChoice, ImageFeatures, image_features
 from adaptive_ts.types import Key, Params
 
 EVALUATIONS = 12  # on the way, on one batch of held-out images
 BATCHES = 4  # of held-out images at the end
 _DENSITY_POINTS = 25
+_USUAL = FeatureChoice()
 
 
 class _Entry(NamedTuple):
@@ -43,7 +45,7 @@ class _Entry(NamedTuple):
     functions: Mapping[Any, Callable[..., Any]]
     target: TrainState
     generate: Callable[[Params, Key], Iterator[np.ndarray]]
-    features: Features
+    features: ImageFeatures
     strata: Strata
     prior: float
     image_evaluations: int
@@ -64,6 +66,7 @@ def contest(
     seeds: Sequence[int],
     *,
     image_evaluations: int = 1,
+    features: FeatureChoice = _USUAL,
     folder: Path | None = None,
     on_steps: Callable[[int], None] = lambda steps: None,
 ) -> Iterator[dict[str, Any]]:
@@ -81,11 +84,12 @@ def contest(
       config: of the runs but for the seed.
       seeds: of the runs.
       image_evaluations: how often images are made, evenly spaced, the end included.
+      features: what images are compared in.
       folder: where runs are saved every ``train.save_every`` steps until they are done, and found
         again; None: nowhere.
       on_steps: told now and then how many steps were done since it was told last.
     """
-    entry = _prepare(config, image_evaluations, folder, on_steps)
+    entry = _prepare(config, image_evaluations, features, folder, on_steps)
     for seed in seeds:
         yield {"seed": seed, **_run(entry, seed)}
 
@@ -93,6 +97,7 @@ def contest(
 def _prepare(
     config: Config,
     image_evaluations: int,
+    features: FeatureChoice,
     folder: Path | None,
     on_steps: Callable[[int], None],
 ) -> _Entry:
@@ -115,7 +120,7 @@ def _prepare(
         functions=functions,
         target=abstract(init, jax.random.key(0), mesh),
         generate=image_batches(config, built, train.images.shape[1:], mesh),
-        features=classifier_features(config.data, lambda line: None),
+        features=image_features(config.data, features, mesh, lambda line: None),
         strata=strata,
         prior=float(prior),
         image_evaluations=image_evaluations,
@@ -177,7 +182,7 @@ def _record(
         "vlb": total_vlb,
         "mse": total_mse,
         "frechet": progress.frechet_curve[-1][2],
-        "features": f"classifier, accuracy {entry.features.accuracy:.4f}",
+        "features": entry.features.about,
         "data": entry.train.fingerprint,
         "curve": progress.curve,
         "frechet_curve": progress.frechet_curve,

@@ -7,10 +7,11 @@ import os
 import queue
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from adaptive_ts.experiment.config import Config
 from adaptive_ts.experiment.errors import UserError
+from adaptive_ts.experiment.table_features import FeatureChoice, image_features
 from adaptive_ts.experiment.table_records import Record, append_run, setting
 
 _ONE_CORE = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
@@ -45,17 +46,23 @@ class Job(NamedTuple):
         }
 
 
-def run_jobs(jobs: Sequence[Job], folder: Path, workers: int, image_evaluations: int) -> None:
+def run_jobs(
+    jobs: Sequence[Job],
+    folder: Path,
+    *,
+    workers: int,
+    image_evaluations: int,
+    features: FeatureChoice,
+) -> None:
     """Runs the jobs, so many at once, and appends each finished run to its file."""
     from tqdm import tqdm
 
-    from adaptive_ts.experiment.frechet import classifier_features
-
     for data in {job.config.data for job in jobs}:
-        accuracy = classifier_features(data).accuracy
-        print(f"{data.name}: Frechet distances by a classifier of accuracy {accuracy:.3f}")
+        about = image_features(data, features).about
+        print(f"{data.name}: Frechet distances by {about}")
     if workers > 1:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_ONE_CORE}".strip()
+    options = {"image_evaluations": image_evaluations, "features": features}
     context = multiprocessing.get_context("spawn")
     with (
         context.Manager() as manager,
@@ -63,7 +70,7 @@ def run_jobs(jobs: Sequence[Job], folder: Path, workers: int, image_evaluations:
         tqdm(total=sum(_steps(job) for job in jobs), unit=" step", smoothing=0.05) as bar,
     ):
         results = manager.Queue()
-        futures = [pool.submit(_work, job, results, folder, image_evaluations) for job in jobs]
+        futures = [pool.submit(_work, job, results, folder, options) for job in jobs]
         left = sum(len(job.seeds) for job in jobs)
         bar.set_postfix_str(f"{left} runs left")
         try:
@@ -96,7 +103,7 @@ def _steps(job: Job) -> int:
 
 
 def _work(
-    job: Job, results: "queue.Queue[int | Record]", folder: Path, image_evaluations: int
+    job: Job, results: "queue.Queue[int | Record]", folder: Path, options: dict[str, Any]
 ) -> None:
     """Runs a job in a process of its own; steps done and finished runs go into the queue."""
     import jax
@@ -107,7 +114,7 @@ def _work(
     jax.config.update("jax_compilation_cache_dir", str(CACHE / "xla"))
     code = program_of(job.config)
     saved = folder / "checkpoints" / f"{job.label}-{job.fingerprint}-{code}"
-    options = {"image_evaluations": image_evaluations, "folder": saved, "on_steps": results.put}
+    options = {**options, "folder": saved, "on_steps": results.put}
     one_core = _ONE_CORE in os.environ.get("XLA_FLAGS", "")
     made = {
         "program": code,

@@ -1,8 +1,9 @@
 """Tables of the paper's kind: every row of a data set, seed by seed, at equal steps.
 
 ``python -m adaptive_ts.experiment.tables [TABLE] [--rows ROW ...] [--schedules NAME ...]
-[--seeds N ...] [--out DIR] [--jobs N] [--image_evaluations N] [--label NAME] [--dry_run]
-[--report] [--field.path VALUE ...]``
+[--seeds N ...] [--out DIR] [--jobs N] [--image_evaluations N] [--features NAME]
+[--inception_weights PATH] [--preprocess NAME] [--label NAME] [--dry_run] [--report]
+[--field.path VALUE ...]``
 
 TABLE is a file of ``configs/`` (default: digits); its rows are those called ``TABLE_...``. Each
 finished run is one line of ``OUT/DATASET-SCHEDULE.jsonl``. What is there already, of the same
@@ -25,6 +26,7 @@ from adaptive_ts.experiment import sharding
 from adaptive_ts.experiment.cli import DEFAULT_ROW, load_rows, parse, run_cli
 from adaptive_ts.experiment.errors import UserError, nearest, one_line
 from adaptive_ts.experiment.factory import build, known_names
+from adaptive_ts.experiment.table_features import FeatureChoice, image_features
 from adaptive_ts.experiment.table_jobs import Job, run_jobs
 from adaptive_ts.experiment.table_programs import program_of
 from adaptive_ts.experiment.table_records import Record, fingerprint, read_runs
@@ -47,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("runs/tables"), help="folder of the results")
     add("--jobs", type=int, default=1, help="runs at once, each on one CPU core if more than 1")
     add("--image_evaluations", type=int, default=1, help="how often a run's images are measured")
+    add("--features", choices=("classifier", "inception"), help="what images are compared in")
+    add("--inception_weights", help="Inception's file, which colour images need; see evaluate")
+    add("--preprocess", choices=("ref", "tf"), default="ref", help="of Inception's images")
     add("--label", help="another name for the (one) row in the tables, as when options differ")
     add("--dry_run", action="store_true", help="only print a command for each run that is missing")
     add("--report", action="store_true", help="only write tables and pictures of what is there")
@@ -104,18 +109,23 @@ def plan(args: argparse.Namespace, overrides: Sequence[str]) -> list[Job]:
             sharding.check_batch_size(config.train.batch_size, mesh)
             build(config, mesh)  # what is wrong with the options is known before anything runs
             jobs.append(Job(label, row, config, (), fingerprint(config)))
-    return [job for job in (_missing(job, args.seeds, done) for job in jobs) if job.seeds]
+    left = [job._replace(seeds=_missing(job, args, done)) for job in jobs]
+    return [job for job in left if job.seeds]
 
 
-def _missing(job: Job, seeds: Sequence[int], done: Sequence[Record]) -> Job:
-    """The job with the seeds of which there is no record of this config and this code."""
+def _missing(job: Job, args: argparse.Namespace, done: Sequence[Record]) -> tuple[int, ...]:
+    """The seeds of which there is no record of this config, this code and these features."""
     about = job.about(job.config)
     same = [run for run in done if all(run[k] == about[k] for k in about if k != "seed")]
     if same:
-        code = program_of(job.config)
-        same = [run for run in same if run["program"] == code]
+        made = program_of(job.config), image_features(job.config.data, _features(args)).about
+        same = [run for run in same if (run["program"], run["features"]) == made]
     found = {run["seed"] for run in same}
-    return job._replace(seeds=tuple(s for s in dict.fromkeys(seeds) if s not in found))
+    return tuple(seed for seed in dict.fromkeys(args.seeds) if seed not in found)
+
+
+def _features(args: argparse.Namespace) -> FeatureChoice:
+    return FeatureChoice(args.features, args.inception_weights, args.preprocess)
 
 
 def commands(jobs: Sequence[Job], argv: Sequence[str]) -> list[str]:
@@ -182,7 +192,13 @@ def main(argv: list[str]) -> int:
         with _usable(args.out):
             args.out.mkdir(parents=True, exist_ok=True)
         if jobs:
-            run_jobs(jobs, args.out, args.jobs, args.image_evaluations)
+            run_jobs(
+                jobs,
+                args.out,
+                workers=args.jobs,
+                image_evaluations=args.image_evaluations,
+                features=_features(args),
+            )
     with _usable(args.out):
         runs = chosen(read_runs(args.out), args)
         if not runs:

@@ -29,7 +29,11 @@ MODULES = [
         for module in pkgutil.walk_packages(adaptive_ts.__path__, "adaptive_ts.")
         if not module.name.startswith("adaptive_ts.experiment")
     ),
-    *(f"adaptive_ts.experiment.{name}" for name in ("config", "errors", "fields", "cli")),
+    *(
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in sorted((ROOT / "adaptive_ts" / "experiment").rglob("*.py"))
+        if ">>> " in path.read_text()
+    ),
 ]
 
 

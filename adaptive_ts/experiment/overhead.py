@@ -2,15 +2,14 @@
 
 ``python -m adaptive_ts.experiment.overhead [ROW] [--field.path VALUE ...]`` (default row:
 ``overhead``, the adaptive sampler). Whole cycles of f_S steps, uniform and the other in turn, so
-that a machine whose speed drifts slows both; the ratio is taken cycle by cycle.
+that a machine whose speed drifts slows both; the ratio is taken cycle by cycle. Images per second
+are `adaptive_ts.experiment.throughput`'s.
 """
 
 import dataclasses
 import os
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,9 +23,13 @@ from adaptive_ts.experiment.config import Config, SamplerConfig
 from adaptive_ts.experiment.data import load_split
 from adaptive_ts.experiment.errors import UserError
 from adaptive_ts.experiment.factory import build, known_names
-from adaptive_ts.experiment.state import TrainState, make_init
-from adaptive_ts.experiment.step import make_step
-from adaptive_ts.types import Batch, Key
+from adaptive_ts.experiment.throughput_race import (
+    Trainer,
+    in_turn,
+    init_function,
+    put_images,
+    step_functions,
+)
 
 CYCLES = 5
 
@@ -48,37 +51,21 @@ class Overhead(NamedTuple):
     batch_size: int
 
 
-class _Race(NamedTuple):
-    """Uniform and the config's sampler, compiled: states by name, steps by variant."""
-
-    states: dict[str, TrainState]
-    steps: dict[str, Callable[..., Any]]
-    batch: Batch
-    key: Key
-
-
 def measure(config: Config, *, cycles: int = CYCLES) -> Overhead:
-    """Trains uniform and the config's sampler side by side for ``cycles`` cycles of f_S steps."""
-    race, every = _prepare(config, sharding.make_mesh()), config.sampler.every
-    states, steps = race.states, race.steps
+    """Trains uniform and the config's sampler side by side for ``cycles`` cycles of f_S steps.
 
-    def cycle(name: str) -> float:
-        began = time.perf_counter()
-        for i in range(every):
-            variant = "uniform" if name == "uniform" else "plain"
-            if name == "sampler" and i == every - 1 and "probe" in steps:
-                variant = "probe"
-            states[name], metrics = steps[variant](states[name], race.batch, race.key)
-        jax.block_until_ready((states[name], metrics))
-        return time.perf_counter() - began
-
-    for name in ("uniform", "sampler"):
-        cycle(name)  # warm-up
-    times = [(cycle("uniform"), cycle("sampler")) for _ in range(cycles)]
+    Raises:
+      UserError: the devices' memory is short.
+    """
+    trainers, every = _trainers(config, sharding.make_mesh()), config.sampler.every
+    race = in_turn(dict(trainers), cycles)
+    for name, why in race.failures.items():
+        raise UserError(f"{name}: {why}: give a smaller --train.batch_size", exit_code=1)
+    times = list(zip(race.seconds["uniform"], race.seconds["sampler"], strict=True))
     return Overhead(
         ratios=tuple(b / a for a, b in times),
         seconds=tuple(statistics.median(column) / every for column in zip(*times, strict=True)),
-        flops={name: _flops(step) for name, step in steps.items()},
+        flops=_flops_of(trainers),
         every=every,
         batch_size=config.train.batch_size,
     )
@@ -86,7 +73,7 @@ def measure(config: Config, *, cycles: int = CYCLES) -> Overhead:
 
 def flops(config: Config, mesh: Mesh) -> dict[str, float]:
     """FLOPs of one step of uniform ("uniform"), and of the sampler ("plain", "probe")."""
-    return {name: _flops(step) for name, step in _prepare(config, mesh).steps.items()}
+    return _flops_of(_trainers(config, mesh))
 
 
 def flops_ratio(flops: dict[str, float], every: int) -> float:
@@ -95,27 +82,36 @@ def flops_ratio(flops: dict[str, float], every: int) -> float:
     return (plain + (flops.get("probe", plain) - plain) / every) / flops["uniform"]
 
 
-def _prepare(config: Config, mesh: Mesh) -> _Race:
+def _trainers(config: Config, mesh: Mesh) -> dict[str, Trainer]:
     sharding.check_batch_size(config.train.batch_size, mesh)
     dataset = load_split(config.data, "train")
-    size = config.train.batch_size
-    images = np.resize(dataset.images, (size, *dataset.images.shape[1:]))
-    batch = sharding.put_batch({"image": images, "label": np.zeros((size,), np.int32)}, mesh)
-    key, whole = jax.random.key(config.seed), sharding.replicated(mesh)
-    states, jobs = {}, {}
+    images = np.resize(dataset.images, (config.train.batch_size, *dataset.images.shape[1:]))
+    batch, key = put_images(images, mesh), jax.random.key(config.seed)
     plain = dataclasses.replace(config, sampler=SamplerConfig(name="uniform"))
+    whole, states, jobs = sharding.replicated(mesh), {}, {}
     for name, chosen in (("uniform", plain), ("sampler", config)):
         built = build(chosen, mesh)
-        example = {"image": jax.ShapeDtypeStruct(images.shape, np.float32)}
-        init = make_init(built.init_params, built.parts.optimizer, built.parts.sampler, example)
+        init = init_function(built, images.shape)
         states[name] = jax.jit(init, out_shardings=whole)(key)
-        variants = {"uniform" if name == "uniform" else "plain": None}
-        if built.probe_every:
-            variants = {"plain": False, "probe": True}
-        for variant, probe in variants.items():
-            jobs[variant] = (make_step(built.parts, probe=probe), (states[name], batch, key))
+        for variant, step in step_functions(built).items():
+            jobs[name, variant] = (step, (states[name], batch, key))
     with compiling(jobs) as compiled:
-        return _Race(states, {name: compiled(name) for name in jobs}, batch, key)
+        steps = {job: compiled(job) for job in jobs}
+    return {
+        name: Trainer(
+            state,
+            {variant: step for (owner, variant), step in steps.items() if owner == name},
+            batch,
+            key,
+            config.sampler.every,
+        )
+        for name, state in states.items()
+    }
+
+
+def _flops_of(trainers: dict[str, Trainer]) -> dict[str, float]:
+    own = {name: _flops(step) for name, step in trainers["sampler"].steps.items()}
+    return {"uniform": _flops(trainers["uniform"].steps["plain"]), **own}
 
 
 def _flops(compiled: Any) -> float:

@@ -1,0 +1,141 @@
+"""Timing several things in turn, so that a machine whose speed drifts slows all of them alike."""
+
+import time
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from adaptive_ts.experiment import sharding
+from adaptive_ts.experiment.errors import one_line
+from adaptive_ts.experiment.factory import Built
+from adaptive_ts.experiment.state import TrainState, make_init
+from adaptive_ts.experiment.step import StepFn, make_step
+from adaptive_ts.types import Batch, Key
+
+K = TypeVar("K", bound=Hashable)
+
+
+class CannotRunError(Exception):
+    """One of the turns cannot run on this machine; the others can. Its text is one line."""
+
+
+class Race(NamedTuple):
+    """Attributes:
+    seconds: of each turn, by name, one for each round that was finished.
+    failures: name -> why it cannot run.
+    """
+
+    seconds: dict[Any, list[float]]
+    failures: dict[Any, str]
+
+
+class Trainer:
+    """Trains on one batch that lies on the devices: a call is a whole cycle of f_S steps.
+
+    Calling it raises `CannotRunError` where memory is short.
+
+    Args:
+      state: to begin with; it is donated to the first step.
+      steps: "plain" and, if the sampler probes, "probe" -> the compiled step.
+      batch: of `put_images`.
+      key: of the steps' randomness.
+      every: f_S; the last step of a cycle probes.
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        steps: Mapping[str, Callable[..., Any]],
+        batch: Batch,
+        key: Key,
+        every: int,
+    ):
+        self.steps, self.every = dict(steps), every
+        self._state, self._batch, self._key = state, batch, key
+
+    def variants(self) -> dict[str, Callable[[], Any]]:
+        """Name of a step -> one such step, to its end."""
+        return {
+            name: lambda name=name: jax.block_until_ready(self._step(name)) for name in self.steps
+        }
+
+    def __call__(self) -> None:
+        last = "probe" if "probe" in self.steps else "plain"
+
+        def run() -> None:
+            for number in range(1, self.every + 1):
+                done = self._step(last if number == self.every else "plain")
+            jax.block_until_ready(done)
+
+        with_memory(run)
+
+    def _step(self, variant: str) -> Any:
+        self._state, metrics = self.steps[variant](self._state, self._batch, self._key)
+        return self._state, metrics
+
+
+def with_memory(run: Callable[[], Any]) -> Any:
+    """``run()``; raises CannotRunError where JAX says that memory is short."""
+    try:
+        return run()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise CannotRunError(f"out of memory ({one_line(error)})") from None
+
+
+def init_function(built: Built, shape: tuple[int, ...]) -> Callable[[Key], TrainState]:
+    """key -> the state before the first step on images of ``shape`` (b, H, W, C)."""
+    example = {"image": jax.ShapeDtypeStruct(shape, np.float32)}
+    parts = built.parts
+    return make_init(built.init_params, parts.optimizer, parts.sampler, example)
+
+
+def step_functions(built: Built) -> dict[str, StepFn]:
+    """The variants of the step that ``train.py`` compiles: "plain" and, if it probes, "probe"."""
+    if not built.probe_every:
+        return {"plain": make_step(built.parts, probe=None)}
+    return {name: make_step(built.parts, probe=name == "probe") for name in ("plain", "probe")}
+
+
+def put_images(images: np.ndarray, mesh: Mesh) -> Batch:
+    """The batch of images (b, H, W, C), as they are stored, on the devices; all of class 0."""
+    labels = np.zeros(images.shape[:1], np.int32)
+    return sharding.put_batch({"image": images, "label": labels}, mesh)
+
+
+def in_turn(
+    turns: dict[K, Callable[[], Any]],
+    rounds: int,
+    *,
+    after_turn: Callable[[K], Any] = lambda name: None,
+    after_round: Callable[[Race], Any] = lambda race: None,
+) -> Race:
+    """One round without a clock, then ``rounds`` rounds of all of them, one after the other.
+
+    Args:
+      turns: name -> what is timed, which returns when its work is done. One that raises
+        `CannotRunError` is taken out, and its memory with it.
+      rounds: how many count.
+      after_turn: hears the name after each turn.
+      after_round: hears of what there is so far after each round that counts.
+    """
+    race = Race({name: [] for name in turns}, {})
+    for number in range(rounds + 1):
+        for name in list(turns):
+            began = time.perf_counter()
+            try:
+                turns[name]()
+            except CannotRunError as error:
+                race.failures[name] = str(error)
+                del turns[name]
+            else:
+                if number:
+                    race.seconds[name].append(time.perf_counter() - began)
+            after_turn(name)
+        if number:
+            after_round(race)
+    return race

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from adaptive_ts.experiment import datasets
+from adaptive_ts.experiment import datasets, recipes
 from adaptive_ts.experiment.data import batches, from_arrays, load
 from adaptive_ts.experiment.errors import UserError, nearest, one_line
 
@@ -208,7 +208,7 @@ def test_cifar10_archive(tmp_path, monkeypatch):
     assert same_records(train, images, want[:, 0])
     assert train.num_classes == 10
 
-    monkeypatch.setattr(datasets, "CIFAR10_URL", "http://127.0.0.1:9/cifar-10-binary.tar.gz")
+    monkeypatch.setattr(recipes, "CIFAR10_URL", "http://127.0.0.1:9/cifar-10-binary.tar.gz")
     with pytest.raises(
         UserError, match=r"cannot prepare cifar10 .*offline, pass --data.source_dir"
     ):
@@ -268,7 +268,7 @@ def test_wrong_names(prepared, tmp_path):
 
 def test_another_process_finishes_first(prepared, tmp_path, monkeypatch):
     """Preparing ends in a rename; it fails where the other's folder already stands."""
-    recipe = datasets.digits()
+    recipe = recipes.digits()
     theirs = prepared / "digits" / "1.0.0"
 
     def read(download):
@@ -287,7 +287,7 @@ def test_preparing_fails_in_the_middle(tmp_path, monkeypatch):
     def read(_download):
         raise OSError(28, "No space left on device")
 
-    recipe = datasets.digits()._replace(read=read)
+    recipe = recipes.digits()._replace(read=read)
     monkeypatch.setitem(datasets.RECIPES, "digits", lambda _source: recipe)
     with pytest.raises(UserError, match=r"cannot prepare digits in .*No space left.*--data.dir"):
         load("digits", data_dir=tmp_path, log=mute)

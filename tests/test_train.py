@@ -153,6 +153,8 @@ def test_importance_weights_mixture_and_x0_prediction(run_data):
 
 # --- bad input ---
 
+_PATCH_3 = ("--model.transformer.patch_size", "3")
+
 
 @pytest.mark.parametrize(
     ("argv", "words"),
@@ -169,6 +171,12 @@ def test_importance_weights_mixture_and_x0_prediction(run_data):
         (["--sampler.history", "2"], "--sampler.history: 2 is out of range: must be at least 3"),
         (["--schedule.num_timesteps", "1"], "--schedule.num_timesteps: 1 is out of range"),
         (["--sampler.num_selected", "101"], "--sampler.num_selected: 101 is out of range"),
+        (["--data.image_size", "9"], "sides divisible by 2 (2 levels), got shape (1, 9, 9, 1); th"),
+        (
+            ["--model.name", "dit", *_PATCH_3],
+            "divisible by patch_size=3, got shape (1, 8, 8, 1); t",
+        ),
+        (["--model.name", "uvit", *_PATCH_3], "the images of digits are 8x8x1: choose another --d"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_folder(argv, words, tmp_path, monkeypatch, run_data):

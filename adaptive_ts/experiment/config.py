@@ -43,15 +43,15 @@ class DataConfig:
     """The images."""
 
     name: str = "digits"
-    """Dataset."""
+    """Dataset; folder/NAME or idx/NAME: files of your own."""
     dir: str | None = None
     """Folder of prepared datasets; None: tensorflow-datasets' own (~/tensorflow_datasets)."""
     source_dir: str | None = None
-    """Folder with the dataset's original files, where there is no network to fetch them."""
+    """Folder with the dataset's original files, or with your own."""
     downsample: int = 1
     """Average squares of this many pixels on a side."""
     image_size: int | None = None
-    """Side of the square images in pixels; None: as the dataset has them."""
+    """Side of the images: padded to it or, a folder of images, cropped and resized; None: as is."""
     flip: bool = False
     """Mirror half of the training images, drawn anew each epoch."""
 

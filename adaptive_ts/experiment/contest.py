@@ -18,7 +18,7 @@ from adaptive_ts.experiment.checkpoint import Checkpoints, open_checkpoints
 from adaptive_ts.experiment.compiling import compiling
 from adaptive_ts.experiment.config import Config
 from adaptive_ts.experiment.contest_functions import functions_of, held_out_batch
-from adaptive_ts.experiment.data import Dataset, batches, load_split
+from adaptive_ts.experiment.data import Dataset, batches, is_latent, load_split
 from adaptive_ts.experiment.factory import Built, build, check_classes
 from adaptive_ts.experiment.image_metrics import frechet_distance, gaussian
 from adaptive_ts.experiment.images import image_batches
@@ -119,7 +119,9 @@ def _prepare(
         test=test,
         functions=functions,
         target=abstract(init, jax.random.key(0), mesh),
-        generate=image_batches(config, built, train.images.shape[1:], mesh),
+        generate=image_batches(
+            config, built, train.images.shape[1:], mesh, latents=is_latent(train.images.dtype)
+        ),
         features=image_features(config.data, features, mesh, lambda line: None),
         strata=strata,
         prior=float(prior),

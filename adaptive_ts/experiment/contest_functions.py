@@ -15,7 +15,7 @@ from adaptive_ts.experiment.config import Config
 from adaptive_ts.experiment.data import Dataset, Records, load_split
 from adaptive_ts.experiment.factory import Built, build
 from adaptive_ts.experiment.likelihood import geometric_strata
-from adaptive_ts.experiment.state import TrainState, abstract, make_init
+from adaptive_ts.experiment.state import TrainState, first_state
 from adaptive_ts.experiment.step import make_density, make_step, prepare
 from adaptive_ts.types import Batch, Key, Params, PerBucket
 
@@ -36,13 +36,13 @@ def functions_of(
     whole, rows = sharding.replicated(mesh), sharding.split(mesh)
     shape = train.images.shape[1:]
     size = config.train.batch_size
-    example = {"image": jax.ShapeDtypeStruct((size, *shape), jnp.float32)}
-    init = make_init(built.init_params, built.parts.optimizer, built.parts.sampler, example)
-    key = jax.random.key(0)
-    state = abstract(init, key, mesh)
+    parts, key = built.parts, jax.random.key(0)
+    init, state = first_state(
+        built.init_params, parts.optimizer, parts.sampler, (size, *shape), key, mesh
+    )
     batch, held_out = (
         {
-            "image": jax.ShapeDtypeStruct((n, *shape), _dtype(train), sharding=rows),
+            "image": jax.ShapeDtypeStruct((n, *shape), train.images.dtype, sharding=rows),
             "label": jax.ShapeDtypeStruct((n,), jnp.int32, sharding=rows),
         }
         for n in (size, BATCH)
@@ -91,10 +91,6 @@ def program(config: Config) -> str:
         text = function.trace(*args).lower(lowering_platforms=("cpu",)).as_text()
         digest.update(f"{name}\n{text}\n".encode())
     return digest.hexdigest()[:12]
-
-
-def _dtype(dataset: Dataset) -> Any:
-    return jnp.uint8 if isinstance(dataset.images, Records) else dataset.images.dtype
 
 
 def _errors(built: Built, timesteps: PerBucket) -> Callable[..., PerBucket]:

@@ -1,4 +1,4 @@
-"""Images in memory, and batches of them whose only state is the step.
+"""Images or latents in memory, and batches of them whose only state is the step.
 
 A set is decoded once and kept beside its records as one ``.npz`` file; later starts read that and
 import neither tensorflow-datasets nor an image decoder. Batch k is a pure function of (seed, k):
@@ -7,49 +7,39 @@ promises never to change. grain carries the step. (grain's own ``shuffle().repea
 works record by record in Python: 28 thousand indices per second against millions of images here.)
 """
 
-import contextlib
 import functools
 import hashlib
 import os
-import uuid
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from adaptive_ts.experiment import datasets
+from adaptive_ts.experiment import datasets, record_files
 from adaptive_ts.experiment.config import DataConfig
-from adaptive_ts.experiment.errors import UserError, one_line, quiet
+from adaptive_ts.experiment.decoding import (
+    Dataset,
+    Records,
+    as_stored,
+    as_uint8,
+    decode,
+    fingerprint,
+    is_latent,
+    pad,
+    read_cache,
+    read_records,
+    select,
+    shrink,
+    write_cache,
+)
+from adaptive_ts.experiment.errors import UserError, quiet
+
+__all__ = ["Dataset", "Records", "batches", "from_arrays", "is_latent", "load", "load_split"]
 
 Log = Callable[[str], None]
 RAM_LIMIT = 4 * 2**30
-
-
-class Dataset(NamedTuple):
-    """A set of images.
-
-    Attributes:
-        name: as in the configuration.
-        images: uint8 (N, H, W, C) in memory; for a set above the memory limit a ``Records``.
-        labels: int32 (N,); empty for ``Records``, whose labels come with each batch.
-        num_classes: labels lie in [0, num_classes).
-        fingerprint: 16 hex digits over the decoded pixels and labels (before padding).
-    """
-
-    name: str
-    images: "np.ndarray | Records"
-    labels: np.ndarray
-    num_classes: int
-    fingerprint: str
-
-
-class Records(NamedTuple):
-    """Images left in their record files: ``shape`` (N, H, W, C) and ``read(indices)``."""
-
-    shape: tuple[int, int, int, int]
-    read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+_HELD_OUT = 50  # of a set without a test split, every 50th record is in it
+_MAX_THREADS = 16
 
 
 def load(
@@ -67,11 +57,14 @@ def load(
 
     Args:
         name: see ``datasets.prepare``.
-        split: a split of the set, such as ``"train"`` or ``"test"``.
+        split: a split of the set, such as ``"train"`` or ``"test"``. Where there is no test split,
+            that of the name ``validation`` is taken; a set with neither has every 50th of its
+            records held out as ``"test"``.
         data_dir: folder of prepared sets; default ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.
         source_dir: folder with the raw files, for the sets that need one.
         downsample: averages squares of this many pixels on a side, before any padding.
-        image_size: pads height and width to this many pixels with the darkest value, centred.
+        image_size: pads height and width to this many pixels with the darkest value, centred; a
+            folder of images is cropped and resized to it instead.
         ram_limit: in bytes; a larger set is read from its record files batch by batch.
         log: receives one line for each slow thing done.
 
@@ -81,37 +74,38 @@ def load(
     Raises:
         UserError: for an unknown name or split, missing sources, or images that are no images.
     """
-    folder = datasets.prepare(name, data_dir=data_dir, source_dir=source_dir, log=log)
-    sizes = datasets.split_sizes(folder)
-    if split not in sizes:
-        raise UserError(f"{name} has no split {split!r}: it has {', '.join(sorted(sizes))}")
+    if name.startswith("folder/") and image_size is not None and downsample > 1:
+        raise UserError(
+            f"--data.downsample: {downsample} means nothing to a folder of images, which is "
+            "resized to --data.image_size: leave it out"
+        )
+    folder = datasets.prepare(
+        name, data_dir=data_dir, source_dir=source_dir, image_size=image_size, log=log
+    )
+    stored, kept = _locate(name, split, record_files.split_sizes(folder))
     cache = folder / f"decoded-{split}.npz"
-    dataset = _read_cache(cache, name, sizes[split], log)
+    dataset = read_cache(cache, name, len(kept), log)
     if dataset is None or dataset.images.nbytes > ram_limit:
-        source, features = datasets.open_split(folder, split)
-        classes = getattr(dict(features).get("label"), "num_classes", None)
-        get = functools.partial(_records, name, source, folder, classes is not None)
-        with quiet():  # the first record brings a warning; later ones may come from threads
-            first, _ = get(np.arange(1))
-        records = Records((len(source), *first.shape[1:]), get)
-        if np.prod(records.shape, dtype=np.int64) > ram_limit:
-            mark = (
-                f"{split} {records.shape} ".encode() + (folder / "dataset_info.json").read_bytes()
-            )
-            mark = hashlib.sha256(mark).hexdigest()[:16]
-            dataset = Dataset(name, records, np.zeros(0, np.int32), classes or 1, mark)
+        records, classes = _open(name, folder, stored, kept)
+        if np.prod(records.shape, dtype=np.int64) * records.dtype.itemsize > ram_limit:
+            mark = _mark(split, records, folder)
+            dataset = Dataset(name, records, np.zeros(0, np.int32), classes, mark)
         else:
-            log(f"decoding {name}/{split} once: {len(source)} images")
-            images, labels = _decode(records, name)
-            dataset = from_arrays(images, labels, name=name, num_classes=classes or 1)
-            _write_cache(cache, dataset, log)
-    images = _shrink(dataset.images, downsample, name)
-    return dataset._replace(images=_pad(images, image_size, name))
+            log(f"decoding {name}/{split} once: {len(kept)} images")
+            images, labels = decode(records, name)
+            dataset = from_arrays(images, labels, name=name, num_classes=classes, latents=True)
+            write_cache(cache, dataset, log)
+    images = shrink(dataset.images, downsample, name)
+    return dataset._replace(images=pad(images, image_size, name))
 
 
 def load_split(config: DataConfig, split: str, log: Log = print) -> Dataset:
-    """`load` of what a config names."""
-    return load(
+    """`load` of what a config names.
+
+    Raises:
+        UserError: as by `load`; mirrored latents.
+    """
+    dataset = load(
         config.name,
         split=split,
         data_dir=config.dir,
@@ -120,6 +114,44 @@ def load_split(config: DataConfig, split: str, log: Log = print) -> Dataset:
         image_size=config.image_size,
         log=log,
     )
+    if config.flip and is_latent(dataset.images.dtype):
+        raise UserError(
+            f"--data.flip: {config.name} holds latents, and a mirrored latent is not that of the "
+            "mirrored image: leave it out, and encode the images with --flip"
+        )
+    return dataset
+
+
+def _locate(name: str, split: str, sizes: Mapping[str, int]) -> tuple[str, np.ndarray]:
+    """The split as stored, and which of its records are meant."""
+    stored = split
+    if split == "test" and "test" not in sizes:
+        stored = "validation" if "validation" in sizes else "train"
+    if stored not in sizes:
+        raise UserError(f"{name} has no split {split!r}: it has {', '.join(sorted(sizes))}")
+    kept = np.arange(sizes[stored])
+    if stored == "train" and not {"test", "validation"} & {*sizes}:
+        kept = kept[(kept % _HELD_OUT == 0) == (split == "test")]
+    if not len(kept):
+        raise UserError(f"{name} holds {sizes[stored]} images: too few to hold out some of them")
+    return stored, kept
+
+
+def _open(name: str, folder: Path, stored: str, kept: np.ndarray) -> tuple[Records, int]:
+    """The records that are meant, and how many classes they have."""
+    source, features = record_files.open_split(folder, stored)
+    classes = getattr(dict(features).get("label"), "num_classes", None)
+    get = functools.partial(read_records, name, source, folder, classes is not None)
+    with quiet():  # the first record brings a warning; later ones may come from threads
+        first, _ = get(np.arange(1))
+    records = Records((len(source), *first.shape[1:]), get, first.dtype)
+    return select(records, kept) if len(kept) < len(source) else records, classes or 1
+
+
+def _mark(split: str, records: Records, folder: Path) -> str:
+    """A fingerprint of what is too large to read for one."""
+    text = f"{split} {records.shape} ".encode() + (folder / "dataset_info.json").read_bytes()
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def from_arrays(
@@ -129,6 +161,7 @@ def from_arrays(
     name: str = "arrays",
     num_classes: int | None = None,
     image_size: int | None = None,
+    latents: bool = False,
 ) -> Dataset:
     """Makes a data set of arrays, checking them.
 
@@ -139,6 +172,7 @@ def from_arrays(
         name: for messages.
         num_classes: one more than the largest label allowed; by default than the largest present.
         image_size: as in ``load``.
+        latents: floats are latents, of any range, and stay as they are.
 
     Returns:
         The data set, in memory.
@@ -146,7 +180,7 @@ def from_arrays(
     Raises:
         UserError: for another rank or range, no images, or labels that don't fit.
     """
-    images = _as_uint8(np.asarray(images), name)
+    images = (as_stored if latents else as_uint8)(np.asarray(images), name)
     labels = np.zeros(len(images), np.int32) if labels is None else np.asarray(labels)
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise UserError(
@@ -159,8 +193,8 @@ def from_arrays(
             f"{name}: labels lie in [{labels.min()}, {labels.max()}]; wanted [0, {classes})"
         )
     labels = labels.astype(np.int32)
-    print_ = _fingerprint(images, labels)
-    return Dataset(name, _pad(images, image_size, name), labels, classes, print_)
+    mark = fingerprint(images, labels)
+    return Dataset(name, pad(images, image_size, name), labels, classes, mark)
 
 
 def batches(
@@ -189,8 +223,8 @@ def batches(
             instead of this process's NumPy rows.
 
     Returns:
-        A grain iterator over ``{"image": uint8 (B/n, H, W, C), "label": int32 (B/n,)}``; its
-        ``get_state()`` is ``{"next_index": step}``.
+        A grain iterator over ``{"image": (B/n, H, W, C), "label": int32 (B/n,)}``, images in the
+        set's own type, uint8 or of latents; its ``get_state()`` is ``{"next_index": step}``.
 
     Raises:
         UserError: for a batch that cannot be split evenly, or a number out of range.
@@ -221,7 +255,8 @@ def batches(
         return {"image": images, "label": labels}
 
     # Gathering from memory is faster than handing a batch from thread to thread.
-    options = grain.ReadOptions(num_threads=2 * records, prefetch_buffer_size=4 * records)
+    threads = min(os.cpu_count() or 2, _MAX_THREADS) if records else 0
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     steps = grain.MapDataset.range(2**62).map(batch).to_iter_dataset(options)
     iterator = iter(steps if place is None else steps.map(place))
     grain.experimental.set_next_index(iterator, start_step)
@@ -259,128 +294,3 @@ def _placement(mesh, batch_size: int):
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axis))
     put = functools.partial(jax.make_array_from_process_local_data, sharding)
     return lambda batch: {key: put(rows) for key, rows in batch.items()}
-
-
-def _as_uint8(images: np.ndarray, name: str) -> np.ndarray:
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or 0 in images.shape:
-        raise UserError(f"{name}: images must be (N, H, W, C) and not empty; got {images.shape}")
-    if images.dtype == np.uint8:
-        return images
-    low, high = images.min(), images.max()
-    if images.dtype.kind in "iu" and low >= 0 and high <= 255:
-        return images.astype(np.uint8)
-    if images.dtype.kind == "f" and low >= -1 and high <= 1:
-        return np.rint((images.astype(np.float32) + 1) * 127.5).astype(np.uint8)
-    raise UserError(
-        f"{name}: {images.dtype} images lie in [{low}, {high}]; wanted uint8 in [0, 255] or floats "
-        "in [-1, 1]"
-    )
-
-
-def _shrink(images, factor: int, name: str):
-    if factor == 1:
-        return images
-    count, height, width, channels = images.shape
-    if height % factor or width % factor:
-        raise UserError(f"{name}: images {height, width} are not divisible by downsample {factor}")
-    height, width = height // factor, width // factor
-
-    def mean(part: np.ndarray) -> np.ndarray:
-        squares = part.reshape(len(part), height, factor, width, factor, channels)
-        return np.rint(squares.mean((2, 4), dtype=np.float32)).astype(np.uint8)
-
-    if isinstance(images, np.ndarray):
-        return mean(images)
-
-    def read(index):
-        part, labels = images.read(index)
-        return mean(part), labels
-
-    return Records((count, height, width, channels), read)
-
-
-def _pad(images, image_size: int | None, name: str):
-    sides = images.shape[1:3]
-    if image_size is None or sides == (image_size, image_size):
-        return images
-    if max(sides) > image_size:
-        raise UserError(f"{name}: image_size {image_size} is smaller than the images {sides}")
-    widths = [(0, 0), *(((image_size - n) // 2, (image_size - n + 1) // 2) for n in sides), (0, 0)]
-    if isinstance(images, np.ndarray):
-        return np.pad(images, widths)
-
-    def read(index):
-        part, labels = images.read(index)
-        return np.pad(part, widths), labels
-
-    return Records((images.shape[0], image_size, image_size, images.shape[3]), read)
-
-
-def _fingerprint(images: np.ndarray, labels: np.ndarray) -> str:
-    digest = hashlib.sha256(repr(images.shape).encode())
-    digest.update(np.ascontiguousarray(images))
-    digest.update(np.ascontiguousarray(labels))
-    return digest.hexdigest()[:16]
-
-
-def _records(name, source, folder, labelled, index, /) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        rows = source.__getitems__([int(i) for i in index])
-        images = [row["image"] for row in rows]
-    except KeyError as e:
-        raise UserError(f"{name} has no feature 'image': it has {', '.join(rows[0])}") from e
-    except Exception as e:  # the array_record reader and PIL raise many kinds
-        raise UserError(
-            f"{name}: damaged records in {folder} ({one_line(e)}): remove that folder, then "
-            "prepare the set again"
-        ) from e
-    _same_size({image.shape for image in images}, name)
-    labels = [row["label"] for row in rows] if labelled else np.zeros(len(rows))
-    return _as_uint8(np.stack(images), name), np.asarray(labels, np.int32)
-
-
-def _decode(records: Records, name: str) -> tuple[np.ndarray, np.ndarray]:
-    size = records.shape[0]
-    images, labels = np.empty(records.shape, np.uint8), np.empty(size, np.int32)
-    for start in range(0, size, 256):
-        rows = slice(start, min(start + 256, size))
-        part, labels[rows] = records.read(np.arange(rows.start, rows.stop))
-        _same_size({part.shape[1:], records.shape[1:]}, name)
-        images[rows] = part
-    return images, labels
-
-
-def _same_size(shapes: set, name: str) -> None:
-    if len(shapes) > 1:
-        raise UserError(f"{name}: images differ in size ({sorted(shapes)[:3]}): resize them first")
-
-
-def _read_cache(path: Path, name: str, size: int, log: Log) -> Dataset | None:
-    if not path.is_file():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            images, labels, classes = file["images"], file["labels"], int(file["num_classes"])
-            mark = str(file["fingerprint"])
-        if len(images) != size or len(labels) != size or _fingerprint(images, labels) != mark:
-            raise ValueError("it does not hold what was written")
-        return Dataset(name, _as_uint8(images, name), labels, classes, mark)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, UserError) as e:
-        log(f"{path} is damaged ({one_line(e)}): decoding again")
-        return None
-
-
-def _write_cache(path: Path, dataset: Dataset, log: Log) -> None:
-    """Writes beside the records, whole or not at all; without write permission just says so."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    arrays = {key: np.asarray(value) for key, value in dataset._asdict().items() if key != "name"}
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-        temporary.replace(path)
-    except OSError as e:
-        log(f"cannot keep the decoded images in {path.parent} ({one_line(e)}): decoding each time")
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from adaptive_ts.experiment import pictures, report
 from adaptive_ts.experiment.checkpoint import state_digest
 from adaptive_ts.experiment.config import Config
-from adaptive_ts.experiment.data import Dataset
+from adaptive_ts.experiment.data import Dataset, is_latent
 from adaptive_ts.experiment.factory import Built
 from adaptive_ts.experiment.files import read_json, write_json
 from adaptive_ts.experiment.images import image_batches, image_key, save_grid
@@ -73,7 +73,10 @@ def finish(
     size = config.train.batch_size
     result = evaluate(built, state.ema, held_out, size, key_noise, mesh)
     shape = held_out.images.shape[1:]
-    images = image_maker(config, built, shape, mesh)(state.ema, image_key(config.seed))
+    latents = is_latent(held_out.images.dtype)
+    images = image_maker(config, built, shape, mesh, latents=latents)(
+        state.ema, image_key(config.seed)
+    )
     summary = {
         "row": row,
         "dataset": held_out.name,
@@ -120,10 +123,10 @@ def _recent_loss(folder: Path) -> float | None:
 
 
 def image_maker(
-    config: Config, built: Built, shape: tuple[int, ...], mesh: Mesh
+    config: Config, built: Built, shape: tuple[int, ...], mesh: Mesh, *, latents: bool = False
 ) -> Callable[[Params, Key], np.ndarray]:
     """(params, key) -> images (N, H, W, C) float32 in [-1, 1], shared by the devices."""
-    batches = image_batches(config, built, shape, mesh)
+    batches = image_batches(config, built, shape, mesh, latents=latents)
     return lambda params, key: np.concatenate(list(batches(params, key)))
 
 

@@ -135,6 +135,7 @@ def make_images(
             batch_size=args.batch_size,
             spacing=args.spacing,
             labels=args.labels,
+            latents=trained.latents,
         )
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -158,6 +159,7 @@ def describe(config: Config, trained: Trained, args: argparse.Namespace) -> dict
         "schedule": config.schedule.name,
         "num_images": c.num_images,
         "image_shape": trained.shape,
+        "latents": trained.latents,
         "solver": c.solver,
         "steps": c.steps,
         "spacing": args.spacing,
@@ -214,7 +216,9 @@ def _write(out: Path, batches: Iterator[np.ndarray], info: dict[str, Any], *, pn
     from PIL import Image
     from tqdm import tqdm
 
-    images, done = np.empty((info["num_images"], *info["image_shape"]), np.uint8), 0
+    latents = info.get("latents", False)
+    shape = (info["num_images"], *info["image_shape"])
+    images, done = np.empty(shape, np.float32 if latents else np.uint8), 0
     with tqdm(total=len(images), unit=" image") as bar:
         for batch in batches:
             if not np.isfinite(batch).all():
@@ -223,8 +227,8 @@ def _write(out: Path, batches: Iterator[np.ndarray], info: dict[str, Any], *, pn
                     f"{done + len(batch) - 1}: try an earlier --step",
                     exit_code=1,
                 )
-            images[done : done + len(batch)] = to_uint8(batch)
-            for number in range(done, done + len(batch)) if png else ():
+            images[done : done + len(batch)] = batch if latents else to_uint8(batch)
+            for number in range(done, done + len(batch)) if png and not latents else ():
                 with atomic(out / f"{number:06d}.png") as file:
                     grey = images.shape[-1] == 1
                     Image.fromarray(images[number, ..., 0] if grey else images[number]).save(
@@ -233,7 +237,7 @@ def _write(out: Path, batches: Iterator[np.ndarray], info: dict[str, Any], *, pn
             done += len(batch)
             bar.update(len(batch))
     save_grid(out / "grid.png", images[:_IN_GRID])
-    arrays = {"images": images}
+    arrays = {"latents" if latents else "images": images}
     if info["labels"] is not None:
         arrays["labels"] = np.resize(np.asarray(info["labels"], np.int32), len(images))
     with atomic(out / "images.npz") as file:

@@ -65,6 +65,7 @@ def image_batches(
     batch_size: int = AT_ONCE,
     spacing: str = "linear",
     labels: Sequence[int] | None = None,
+    latents: bool = False,
 ) -> Callable[[Params, Key], Iterator[np.ndarray]]:
     """(params, key) -> the images of ``config.generate``, in order, float32 in [-1, 1].
 
@@ -80,6 +81,7 @@ def image_batches(
         full is padded, and what is too many thrown away.
       spacing: of the timesteps, ``"linear"`` or ``"quadratic"``.
       labels: that the images get in turn, as `label_cycle` says; None: every class.
+      latents: they are latents, of any range: nothing is clipped.
 
     Raises:
       ValueError: options that don't go together, as ``make_generator`` says.
@@ -101,6 +103,7 @@ def image_batches(
         eta=c.eta,
         variance=config.model.variance,
         spacing=spacing,
+        clip=not latents,
     )
     at_once = -(-min(c.num_images, batch_size) // mesh.size) * mesh.size
 
@@ -120,6 +123,13 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
 
 
 def save_grid(path: str | os.PathLike[str], images: np.ndarray) -> None:
-    """Writes images (N, H, W, C), uint8 or in [-1, 1], as one picture."""
+    """Writes images (N, H, W, C), uint8 or in [-1, 1], or latents, as one picture."""
     small = max(images.shape[1:3]) < _SMALL
-    pictures.save_image_grid(path, images, smooth=small)
+    pictures.save_image_grid(path, _visible(images), smooth=small)
+
+
+def _visible(images: np.ndarray) -> np.ndarray:
+    if images.shape[-1] in (1, 3):
+        return images
+    # Latents, of variance about 1: three of their channels as colours.
+    return images[..., :3] / 3 if images.shape[-1] > 3 else images[..., :1] / 3

@@ -17,10 +17,10 @@ from adaptive_ts.experiment import finish, report, sharding
 from adaptive_ts.experiment.checkpoint import Checkpoints, open_checkpoints
 from adaptive_ts.experiment.compiling import compiling
 from adaptive_ts.experiment.config import Config
-from adaptive_ts.experiment.data import Dataset, batches, load_split
+from adaptive_ts.experiment.data import Dataset, batches, is_latent, load_split
 from adaptive_ts.experiment.errors import UserError, one_line
-from adaptive_ts.experiment.factory import Built, build
-from adaptive_ts.experiment.state import TrainState, abstract, make_init
+from adaptive_ts.experiment.factory import Built, build, check_classes
+from adaptive_ts.experiment.state import TrainState, first_state
 from adaptive_ts.experiment.step import make_density, make_step
 from adaptive_ts.types import Key, PerBucket
 
@@ -56,17 +56,18 @@ def run(row: str, config: Config, *, log: Log = print) -> int:
     sharding.check_batch_size(config.train.batch_size, mesh)
     _check_folder(folder, config)
     dataset = load_split(config.data, "train", log)
+    _check_data(config, dataset)
     built = build(config, mesh)
-    _claim_folder(folder, config)
-    root = jax.random.key(config.seed)
-    key_init, key = jax.random.split(root)
+    key_init, key = jax.random.split(jax.random.key(config.seed))
     shape = (config.train.batch_size, *dataset.images.shape[1:])
-    example = {"image": jax.ShapeDtypeStruct(shape, jnp.float32)}
-    init = make_init(built.init_params, built.parts.optimizer, built.parts.sampler, example)
+    parts = built.parts
+    init, target = first_state(
+        built.init_params, parts.optimizer, parts.sampler, shape, key_init, mesh
+    )
+    _claim_folder(folder, config)
     checkpoints = open_checkpoints(folder / "checkpoints", max_to_keep=config.train.max_to_keep)
     with contextlib.closing(checkpoints):
         job = _Run(config, folder, mesh, built, dataset, key, checkpoints, log)
-        target = abstract(init, key_init, mesh)
         found = checkpoints.restore_latest(target, log)
         start = found[0] if found else 0
         if start >= config.train.steps and finish.is_complete(folder, start):
@@ -108,6 +109,16 @@ def _check_folder(folder: Path, config: Config) -> None:
         )
 
 
+def _check_data(config: Config, dataset: Dataset) -> None:
+    """Refuses options that mean nothing to this data set."""
+    check_classes(config, dataset)
+    if config.sampler.decoder_nll and is_latent(dataset.images.dtype):
+        raise UserError(
+            f"--sampler.decoder_nll: True is of 8-bit pixels, and {dataset.name} holds latents: "
+            "leave it out"
+        )
+
+
 def _claim_folder(folder: Path, config: Config) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +137,7 @@ def _jobs(job: _Run, state: TrainState, start: int) -> dict[Any, tuple[Any, tupl
     rows = sharding.split(job.mesh)
     shape = (job.config.train.batch_size, *job.dataset.images.shape[1:])
     batch = {
-        "image": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=rows),
+        "image": jax.ShapeDtypeStruct(shape, job.dataset.images.dtype, sharding=rows),
         "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=rows),
     }
     steps = {
@@ -145,7 +156,7 @@ def _opening(row: str, job: _Run, state: TrainState, start: int) -> str:
     count = sum(x.size for x in jax.tree.leaves(state.params))
     config = job.config
     return (
-        f"{row}: {len(job.dataset.images):,} images of {job.dataset.name}, "
+        f"{row}: {job.dataset.images.shape[0]:,} images of {job.dataset.name}, "
         f"{count:,} parameters, {config.sampler.name} sampler, {config.schedule.name} schedule; "
         f"{'resuming after' if start else 'from'} step {start} of {config.train.steps} on "
         f"{job.mesh.size} {jax.devices()[0].platform} device(s). Folder: {job.folder}. "

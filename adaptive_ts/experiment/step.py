@@ -55,7 +55,7 @@ class StepParts(NamedTuple):
 
 
 def make_step(parts: StepParts, *, probe: bool | None) -> StepFn:
-    """(state, batch of uint8 images, key) -> (state, metrics), jitted; the state is donated.
+    """(state, batch as it is stored, key) -> (state, metrics), jitted; the state is donated.
 
     Args:
       parts: what the step is made of.
@@ -112,7 +112,7 @@ def make_step(parts: StepParts, *, probe: bool | None) -> StepFn:
 
 
 def make_density(parts: StepParts) -> Callable[[Any, Batch], PerBucket]:
-    """(sampler state, batch of uint8 images) -> (n,) T p(t), the mean over the batch, jitted."""
+    """(sampler state, batch as it is stored) -> (n,) T p(t), the mean over the batch, jitted."""
     timesteps = density_timesteps(parts.grid)
 
     def density(state: Any, batch: Batch) -> PerBucket:
@@ -129,8 +129,10 @@ def density_timesteps(grid: TimeGrid) -> PerBucket:
 
 
 def prepare(batch: Batch, key: Key | None) -> Batch:
-    """uint8 images -> float32 in [-1, 1]; with a key, half of them mirrored."""
-    image = batch["image"].astype(jnp.float32) / 127.5 - 1.0
+    """uint8 images -> float32 in [-1, 1], latents -> float32; with a key, half of them mirrored."""
+    image = batch["image"].astype(jnp.float32)
+    if not jnp.issubdtype(batch["image"].dtype, jnp.floating):
+        image = image / 127.5 - 1.0
     if key is not None:
         mirror = jax.random.bernoulli(key, shape=(image.shape[0], 1, 1, 1))
         image = jnp.where(mirror, image[:, :, ::-1], image)

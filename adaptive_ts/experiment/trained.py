@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from adaptive_ts.experiment.checkpoint import open_checkpoints
 from adaptive_ts.experiment.config import Config, from_dict
-from adaptive_ts.experiment.data import load_split
+from adaptive_ts.experiment.data import is_latent, load_split
 from adaptive_ts.experiment.errors import UserError, one_line
 from adaptive_ts.experiment.factory import Built, build, check_classes
 from adaptive_ts.experiment.files import read_json
-from adaptive_ts.experiment.state import TrainState, abstract, make_init
+from adaptive_ts.experiment.state import TrainState, first_state
 
 Log = Callable[[str], None]
 
@@ -27,12 +26,14 @@ class Trained(NamedTuple):
     state: at the checkpoint, on all devices of the mesh.
     step: of the checkpoint.
     shape: (H, W, C) of the images.
+    latents: they are latents, not pixels.
     """
 
     built: Built
     state: TrainState
     step: int
     shape: tuple[int, int, int]
+    latents: bool = False
 
 
 def read_config(run: Path) -> Config:
@@ -80,9 +81,9 @@ def load_trained(
     check_classes(config, dataset)
     shape = dataset.images.shape[1:]
     built = build(config, mesh)
-    example = {"image": jax.ShapeDtypeStruct((config.train.batch_size, *shape), jnp.float32)}
-    init = make_init(built.init_params, built.parts.optimizer, built.parts.sampler, example)
-    target = abstract(init, jax.random.key(config.seed), mesh)
+    parts, key = built.parts, jax.random.key(config.seed)
+    whole = (config.train.batch_size, *shape)
+    _, target = first_state(built.init_params, parts.optimizer, parts.sampler, whole, key, mesh)
     said: list[str] = []
     with _view(folder, steps if step is None else [step]) as view:
         try:
@@ -95,7 +96,8 @@ def load_trained(
             raise UserError(text.replace(" or pass --workdir another", "")) from error
     for line in said:
         log(line)
-    return Trained(built, state, found, tuple(shape))
+    latents = is_latent(dataset.images.dtype)
+    return Trained(built, state, found, tuple(shape), latents)
 
 
 def _saved_steps(folder: Path) -> list[int]:

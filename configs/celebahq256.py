@@ -7,13 +7,15 @@ Reproduces:  DDPM's CelebA-HQ model, "Denoising Diffusion Probabilistic Models",
              those of its appendix B. From CVPR 2025's code: the average of the weights warms up.
              Ours: the sampler's options, which are those of configs/cifar10.py; and every 50th
              image is held out, since tensorflow-datasets sets none apart.
-Rows:        celebahq256          the adaptive sampler
-             celebahq256_uniform  the same with uniform timesteps
+Rows:        celebahq256        the adaptive sampler
+             celebahq256_LABEL  the paper's comparison and the newer methods, the labels of
+                                configs/digits.py, everything else the same
 Command:     train.py celebahq256
              With TensorFlow and data256x256.tar in DATA_DIR/downloads/manual, tensorflow-datasets
              prepares the set; without, from a folder of images:
              train.py celebahq256 --data.name folder/celebahq --data.image_size 256
              --data.source_dir DIR
+             python -m adaptive_ts.experiment.tables celebahq256 --dry_run
 Hardware:    not yet run
 Hours:       not yet known
 Expected:
@@ -23,6 +25,7 @@ Measured:    not yet
 import dataclasses
 
 from adaptive_ts.experiment import config as c
+from adaptive_ts.experiment.comparison import comparison
 
 _ADAPTIVE = c.Config(
     data=c.DataConfig(name="celeb_a_hq/256", flip=True),
@@ -44,7 +47,9 @@ _ADAPTIVE = c.Config(
     generate=c.GenerateConfig(num_images=16, solver="ddpm", steps=1000),
 )
 
+_UNIFORM = dataclasses.replace(_ADAPTIVE, sampler=c.SamplerConfig(name="uniform"))
+
 ROWS = {
     "celebahq256": _ADAPTIVE,
-    "celebahq256_uniform": dataclasses.replace(_ADAPTIVE, sampler=c.SamplerConfig(name="uniform")),
+    **comparison("celebahq256", _UNIFORM, {"sampler.learning_rate": 1e-2}),
 }

@@ -9,12 +9,14 @@ Reproduces:  DiT-XL/2 at 400,000 steps, "Scalable Diffusion Models with Transfor
              posterior once, not in each epoch; the network computes in bfloat16; the gradient's
              norm is clipped at 1; the average warms up; the sampler's options are those of
              configs/cifar10.py.
-Rows:        imagenet256          the adaptive sampler
-             imagenet256_uniform  the same with uniform timesteps
+Rows:        imagenet256        the adaptive sampler
+             imagenet256_LABEL  the paper's comparison and the newer methods, the labels of
+                                configs/digits.py, everything else the same
 Command:     python -m adaptive_ts.experiment.latents encode IMAGENET DATA_DIR --flip
              --name imagenet256_latents
              where IMAGENET holds train/ and val/, with a subfolder for each class; then
              train.py imagenet256 --data.dir DATA_DIR
+             python -m adaptive_ts.experiment.tables imagenet256 --dry_run
 Hardware:    not yet run
 Hours:       not yet known
 Expected:
@@ -24,6 +26,7 @@ Measured:    not yet
 import dataclasses
 
 from adaptive_ts.experiment import config as c
+from adaptive_ts.experiment.comparison import comparison
 
 _ADAPTIVE = c.Config(
     data=c.DataConfig(name="imagenet256_latents"),
@@ -50,7 +53,9 @@ _ADAPTIVE = c.Config(
     generate=c.GenerateConfig(num_images=16, solver="ddpm", steps=250),
 )
 
+_UNIFORM = dataclasses.replace(_ADAPTIVE, sampler=c.SamplerConfig(name="uniform"))
+
 ROWS = {
     "imagenet256": _ADAPTIVE,
-    "imagenet256_uniform": dataclasses.replace(_ADAPTIVE, sampler=c.SamplerConfig(name="uniform")),
+    **comparison("imagenet256", _UNIFORM, {"sampler.learning_rate": 1e-2}),
 }

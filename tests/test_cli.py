@@ -23,7 +23,7 @@ COMPARED = ("uniform", "p2", "min_snr", "log_normal", "clts", "speed", "adaptive
 COMPARED += tuple(f"adaptive_{name}" for name in COMPARED[1:6])
 COMPARED += ("adaptive_as_published", "stratified", "beta_1_2", "logit_normal")
 COMPARED += ("loss_second_moment", "entropy_rate", "loss_proportional", "impact")
-TABLES = ("cifar10", "digits", "fashion_mnist")
+TABLES = ("celebahq256", "cifar10", "digits", "fashion_mnist", "imagenet256")
 ROWS = (*TABLES, "overhead", *(f"{table}_{label}" for table in TABLES for label in COMPARED))
 
 

@@ -176,7 +176,7 @@ _PATCH_3 = ("--model.transformer.patch_size", "3")
             ["--model.name", "dit", *_PATCH_3],
             "divisible by patch_size=3, got shape (1, 8, 8, 1); t",
         ),
-        (["--model.name", "uvit", *_PATCH_3], "the images of digits are 8x8x1: choose another --d"),
+        (["--model.name", "uvit", *_PATCH_3], "the images are 8x8x1: choose another --d"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_folder(argv, words, tmp_path, monkeypatch, run_data):

@@ -61,6 +61,7 @@ def add_features(moments: Moments | None, features: np.ndarray) -> Moments:
 
     Example:
       >>> import numpy as np
+      >>> from adaptive_ts.experiment.image_metrics import add_features, to_gaussian
       >>> x = np.random.default_rng(0).normal(size=(10, 3))
       >>> moments = add_features(add_features(None, x[:4]), x[4:])
       >>> bool(np.allclose(to_gaussian(moments).covariance, np.cov(x.T)))
@@ -112,6 +113,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
     Example:
       >>> import numpy as np
+      >>> from adaptive_ts.experiment.image_metrics import Gaussian, frechet_distance
       >>> a, b = Gaussian(np.zeros(2), np.eye(2)), Gaussian(np.ones(2), 4 * np.eye(2))
       >>> round(frechet_distance(a, b), 6)
       4.0
@@ -205,6 +207,7 @@ def inception_score(
 
     Example:
       >>> import numpy as np
+      >>> from adaptive_ts.experiment.image_metrics import inception_score
       >>> certain = 100 * np.eye(5)[np.arange(100) % 5]  # 5 classes, each image sure of one
       >>> round(inception_score(certain, splits=1)[0], 6)
       5.0

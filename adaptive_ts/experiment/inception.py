@@ -162,6 +162,7 @@ def check_images(images: np.ndarray) -> np.ndarray:
 
     Example:
       >>> import numpy as np
+      >>> from adaptive_ts.experiment.inception import check_images
       >>> check_images(np.zeros((2, 8, 8, 1), np.uint8)).shape
       (2, 8, 8, 1)
     """

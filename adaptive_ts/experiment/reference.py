@@ -84,6 +84,8 @@ def statistics_digest(statistics: Gaussian) -> str:
 
     Example:
       >>> import numpy as np
+      >>> from adaptive_ts.experiment.image_metrics import Gaussian
+      >>> from adaptive_ts.experiment.reference import statistics_digest
       >>> statistics_digest(Gaussian(np.zeros(2), np.eye(2)))
       '2649d14bacd51a32'
     """

@@ -14,7 +14,6 @@ from adaptive_ts.experiment.factory_samplers import SAMPLERS, WEIGHTINGS
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 KNOWN = {
-    "data.name": ("digits", "cifar10", "fashion_mnist"),
     "sampler.name": tuple(SAMPLERS),
     "schedule.name": ("linear", "cosine", "quad"),
     "weighting.name": tuple(WEIGHTINGS),

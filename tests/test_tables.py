@@ -1,10 +1,7 @@
 """Tables: what is measured and reported, and that a table goes on where it was."""
 
 import json
-import os
 import shlex
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +15,11 @@ from adaptive_ts.experiment import (
     contest_functions,
     sharding,
     table_features,
+    table_pictures,
     table_programs,
     table_records,
     table_report,
+    table_times,
     tables,
 )
 from adaptive_ts.experiment.cli import parse
@@ -144,9 +143,10 @@ def test_steps_and_seconds_to_uniform_s_final_value():
     reached = table_report.reach(rows, "fast")
     assert reached.seeds == (2, 2)
     assert reached.steps == pytest.approx(np.mean([15 / 30, 1.0]))
-    assert table_report.step_seconds(rows["fast"]) == pytest.approx(0.2)  # uniform: 0.1
+    assert table_pictures.step_seconds(rows["fast"]) == pytest.approx(0.2)  # uniform: 0.1
     assert table_report.reach(rows, "slow").seeds == (0, 2)
-    lines = table_report.table(rows).splitlines()
+    seconds = {"uniform": 0.1, "fast": 0.2, "slow": 0.1}
+    lines = table_report.table(rows, seconds).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert lines[2].startswith("| uniform | 2 | 3.000 ± 0.000 |  |")
     assert "| 0.75 | 1.50 | 2.00 |" in lines[3] and "not reached" in lines[4]
@@ -183,6 +183,25 @@ def test_runs_that_cannot_be_compared_are_kept_apart(tmp_path):
     text = table_report.write_report(runs, tmp_path)
     assert "60 steps" in text and "30 steps" in text
     assert len(list(tmp_path.glob("*.png"))) == 2
+
+
+def test_the_times_of_the_rows_are_measured_and_used(tmp_path, run_data, capsys):
+    argv = ["--rows", "uniform", "stratified", "--times", "--out", str(tmp_path), *OPTIONS]
+    argv += ["--configs", str(ROOT / "configs"), "--data.dir", str(run_data)]
+    assert tables.main(argv) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in said if "ms per step" in line] == [
+        *("uniform", "stratified"),
+    ]
+    (path,) = tmp_path.glob("times-*.json")
+    mark = path.stem.removeprefix("times-")
+    assert mark == table_records.setting(config_of("digits_uniform"))
+    times = table_times.read_times(tmp_path, mark)
+    assert all(0 < seconds < 10 for seconds in times.values())
+    runs = [record(s, label, setting=mark) for s in range(2) for label in ("uniform", "stratified")]
+    text = table_report.write_report(runs, tmp_path)
+    assert f"| {times['stratified'] / times['uniform']:.2f} |\n" in text
+    assert table_times.read_times(tmp_path, "other") == {}
 
 
 def test_a_table_without_uniform_claims_nothing_about_it(tmp_path):
@@ -346,28 +365,25 @@ def test_mistakes_cost_one_line(tmp_path, argv, message):
     assert message in str(caught.value)
 
 
-def test_a_sweep_runs_reports_and_goes_on(tmp_path, run_data):
-    """One seed, then a second: the first is not run again."""
+def test_a_sweep_runs_reports_and_goes_on(tmp_path, run_data, monkeypatch, capsys):
+    """In processes of their own; a second time nothing is run."""
+    for name, value in compiler_environment().items():
+        monkeypatch.setenv(name, value)  # the processes that train
+    monkeypatch.setattr(table_programs, "CACHE", tmp_path / "cache")
 
     def sweep(out, *seeds):
-        argv = ["-m", "adaptive_ts.experiment.tables", "--rows", "uniform", "--out", str(out)]
-        argv += ["--configs", str(ROOT / "configs"), "--data.dir", str(run_data)]
-        argv += [*OPTIONS, "--seeds", *map(str, seeds)]
-        env = compiler_environment()
-        done = subprocess.run(
-            [sys.executable, *argv], capture_output=True, text=True, cwd=ROOT,
-            env={**os.environ, **env},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
-        return done.stdout, table_records.read_runs(out)
+        argv = ["--rows", "uniform", "--out", str(out), "--configs", str(ROOT / "configs")]
+        argv += ["--data.dir", str(run_data), *OPTIONS, "--seeds", *map(str, seeds)]
+        assert tables.main(argv) == 0
+        return capsys.readouterr().out, table_records.read_runs(out)
 
-    said, _ = sweep(tmp_path, 0)
-    assert "| uniform | 1 |" in said and "by classifier, accuracy 0.9" in said
-    assert (tmp_path / "digits-linear.png").exists()
-    before = (tmp_path / "digits-linear.jsonl").read_text()
     said, runs = sweep(tmp_path, 0, 1)
-    assert (tmp_path / "digits-linear.jsonl").read_text().startswith(before)
-    assert "| uniform | 2 |" in said and [run["seed"] for run in runs] == [0, 1]
+    assert "| uniform | 2 |" in said and "by classifier, accuracy 0.9" in said
+    assert (tmp_path / "digits-linear.png").exists()
+    assert [run["seed"] for run in runs] == [0, 1]
     assert all(np.isfinite(run["vlb"]) and len(run["density"]) == 25 for run in runs)
     assert runs[0]["vlb"] != runs[1]["vlb"] and runs[0]["program"] == runs[1]["program"]
     assert not (tmp_path / "checkpoints").exists()
+    monkeypatch.setattr(tables, "run_jobs", None)  # nothing is left to run
+    again, same = sweep(tmp_path, 1, 0)
+    assert same == runs and again.strip() in said

@@ -18,6 +18,7 @@ def plot_table(
     path: str | os.PathLike[str],
     rows: Mapping[str, Runs],
     points: Mapping[str, Mapping[str, Any]],
+    seconds: Mapping[str, float],
     *,
     title: str,
 ) -> None:
@@ -27,52 +28,60 @@ def plot_table(
       path: the PNG.
       rows: label -> seed -> record, uniform first if it is there.
       points: label -> differences from uniform (``vlb``, ``frechet``), for rows that have them.
+      seconds: label -> seconds per training step.
       title: what is shown.
     """
     figure = figure_of(9.4, 9.6)
-    axes = figure.subplots(3, 2)
+    several = any(len(run["frechet_curve"]) > 1 for runs in rows.values() for run in runs.values())
+    last = ["images" if several else "tradeoff", "tradeoff"]
+    axes = figure.subplot_mosaic([["steps", "clock"], ["loss", "draws"], last])
     reference = next(iter(rows))
     base = _mean(rows[reference], "mse_by_timestep")
-    top = 2.0
     for i, (label, runs) in enumerate(rows.items()):
-        look = _look(i, reference)
-        curve, second = _mean(runs, "curve"), step_seconds(runs)
-        axes[0, 0].plot(curve[:, 0], curve[:, 2], label=label, **look)
-        axes[0, 1].plot(curve[:, 0] * second, curve[:, 2], **look)
-        first = next(iter(runs.values()))
+        look, first = _look(i, reference), next(iter(runs.values()))
+        curve = _mean(runs, "curve")
+        axes["steps"].plot(curve[:, 0], curve[:, 2], label=label, **look)
+        axes["clock"].plot(curve[:, 0] * seconds[label], curve[:, 2], **look)
         ratio = _mean(runs, "mse_by_timestep") / base
-        axes[1, 0].plot(np.asarray(first["timesteps"]) + 1, ratio, **look)
-        density = _mean(runs, "density")
-        axes[1, 1].plot(first["density_timesteps"], density, **look)
-        top = max(top, 1.1 * float(density.max()))
-        images = _mean(runs, "frechet_curve")
-        axes[2, 0].plot(images[:, 0], images[:, 2], marker="o", ms=3, **look)
-    _likelihood(axes[0])
-    axes[1, 0].set(xscale="log", yscale="log", xlabel="timestep t + 1")
-    axes[1, 0].set_ylabel(f"eps-MSE / that of {reference}")
-    _plain(axes[1, 0].yaxis)
-    axes[1, 0].set_title("loss by noise level, at the end", fontsize=9)
-    axes[1, 1].set(xlabel=_TIMESTEP, ylabel="p(t) / uniform", ylim=(0, min(top, 10)))
-    axes[1, 1].set_title("timesteps drawn, at the end", fontsize=9)
-    axes[2, 0].set(ylabel="Frechet distance", yscale="log")
-    _plain(axes[2, 0].yaxis)
-    count_steps(axes[2, 0])
-    axes[2, 0].set_title("images over training, mean over seeds", fontsize=9)
-    _tradeoff(axes[2, 1], list(rows), points)
+        axes["loss"].plot(np.asarray(first["timesteps"]) + 1, ratio, **look)
+        axes["draws"].plot(first["density_timesteps"], _mean(runs, "density"), **look)
+        if several:
+            images = _mean(runs, "frechet_curve")
+            axes["images"].plot(images[:, 0], images[:, 2], marker="o", ms=3, **look)
+    _likelihood(axes["steps"], axes["clock"], rows)
+    axes["loss"].set(xscale="log", yscale="log", xlabel="timestep t + 1")
+    axes["loss"].set_ylabel(f"eps-MSE / that of {reference}")
+    _plain(axes["loss"].yaxis)
+    axes["loss"].set_title("loss by noise level, at the end", fontsize=9)
+    top = min(axes["draws"].get_ylim()[1], 10)
+    axes["draws"].set(xlabel=_TIMESTEP, ylabel="p(t) / uniform", ylim=(0, max(top, 2)))
+    axes["draws"].set_title("timesteps drawn, at the end", fontsize=9)
+    if several:
+        axes["images"].set(ylabel="Frechet distance", yscale="log")
+        _plain(axes["images"].yaxis)
+        count_steps(axes["images"])
+        axes["images"].set_title("images over training, mean over seeds", fontsize=9)
+    _tradeoff(axes["tradeoff"], list(rows), points)
     figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside right", frameon=False, fontsize=8
+        *axes["steps"].get_legend_handles_labels(), loc="outside right", frameon=False, fontsize=8
     )
-    finish(figure, path, title)
+    finish(figure, path, title, colours=128)
 
 
-def _likelihood(axes: Any) -> None:
-    for one in axes:
-        one.set(ylabel="held-out VLB, bits/dim", yscale="log")
-        _plain(one.yaxis)
-    count_steps(axes[0])
-    axes[0].set_title("likelihood over training, mean over seeds", fontsize=9)
-    axes[1].set(xlabel="seconds: steps x median time per step")
-    axes[1].set_title("the same by wall-clock", fontsize=9)
+def _likelihood(steps: Any, clock: Any, rows: Mapping[str, Runs]) -> None:
+    """Without the first two evaluations, where all fall alike, to see what sets them apart."""
+    curves = [_mean(runs, "curve")[:, 2] for runs in rows.values()]
+    highest = max(curve[min(2, len(curve) - 1)] for curve in curves)
+    lowest = min(curve.min() for curve in curves)
+    for axes in (steps, clock):
+        axes.set(ylabel="held-out VLB, bits/dim", yscale="log")
+        if 0 < lowest < highest < np.inf:
+            axes.set_ylim(lowest / 1.05, highest * 1.05)
+        _plain(axes.yaxis)
+    count_steps(steps)
+    steps.set_title("likelihood over training, mean over seeds", fontsize=9)
+    clock.set(xlabel="seconds: steps x time per step")
+    clock.set_title("the same by wall-clock", fontsize=9)
 
 
 def step_seconds(runs: Runs) -> float:
@@ -97,8 +106,9 @@ def _tradeoff(axes: Any, labels: list[str], points: Mapping[str, Mapping[str, An
             f"{side}err": None if d.low is None else [[d.mean - d.low], [d.high - d.mean]]
             for side, d in (("x", x), ("y", y))
         }
-        colour, face = look["color"], look["color"] if look["ls"] == "-" else "white"
-        axes.errorbar(x.mean, y.mean, **errors, fmt="o", ms=6, lw=0.8, color=colour, mfc=face)
+        colour, face = look["color"], "white" if look["ls"] == "--" else look["color"]
+        shape = "s" if look["ls"] == ":" else "o"
+        axes.errorbar(x.mean, y.mean, **errors, fmt=shape, ms=6, lw=0.8, color=colour, mfc=face)
     if shown:
         _scale(axes, "x", [found["vlb"].mean for found in shown.values()])
         _scale(axes, "y", [found["frechet"].mean for found in shown.values()])
@@ -140,6 +150,8 @@ def _mean(runs: Runs, name: str) -> np.ndarray:
 def _plain(axis: Any) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    low, high = axis.get_view_interval()
+    some = (1, 2, 3, 4, 5, 6, 8) if high < 4 * low else (1, 1.5, 2, 3, 5, 7)
+    axis.set_major_locator(LogLocator(subs=some if high < 50 * low else (1, 3)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())

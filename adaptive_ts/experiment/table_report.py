@@ -10,6 +10,7 @@ from scipy import stats
 from adaptive_ts.experiment.files import atomic
 from adaptive_ts.experiment.table_pictures import plot_table, step_seconds
 from adaptive_ts.experiment.table_records import comparable
+from adaptive_ts.experiment.table_times import read_times
 
 BASELINE = "uniform"
 Runs = Mapping[int, dict[str, Any]]  # seed -> record
@@ -47,11 +48,13 @@ def write_report(runs: Sequence[dict[str, Any]], folder: Path) -> str:
         rows = by_row(chosen)
         first = chosen[0]
         title = f"{first['dataset']}, {first['schedule']} schedule, {first['steps']:,} steps"
-        text = f"{title}; images by {first['features']}\n\n{table(rows)}\n"
+        times = read_times(folder, first["setting"])
+        seconds = {label: times.get(label, step_seconds(runs)) for label, runs in rows.items()}
+        text = f"{title}; images by {first['features']}\n\n{table(rows, seconds)}\n"
         with atomic(folder / f"{name}.md") as file:
             file.write(text.encode())
         points = {label: differences(rows, label) for label in rows if label != BASELINE}
-        plot_table(folder / f"{name}.png", rows, points, title=title)
+        plot_table(folder / f"{name}.png", rows, points, seconds, title=title)
         texts.append(text)
     return "\n".join(texts)
 
@@ -65,14 +68,19 @@ def by_row(runs: Sequence[dict[str, Any]]) -> dict[str, dict[int, dict[str, Any]
     return rows
 
 
-def table(rows: Mapping[str, Runs]) -> str:
-    """A Markdown table of all rows, mean +- standard deviation over seeds."""
+def table(rows: Mapping[str, Runs], seconds: Mapping[str, float]) -> str:
+    """A Markdown table of all rows, mean +- standard deviation over seeds.
+
+    Args:
+      rows: label -> seed -> record.
+      seconds: label -> seconds per training step.
+    """
     lines = [_HEADER, "|---" * _HEADER.count("| ") + "|"]
     for label, runs in rows.items():
         found = differences(rows, label)
         reached = reach(rows, label)
         base = rows.get(BASELINE)
-        cost = step_seconds(runs) / step_seconds(base) if base else float("nan")
+        cost = seconds[label] / seconds[BASELINE] if base else float("nan")
         cells = [
             label,
             str(len(runs)),

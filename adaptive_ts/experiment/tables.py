@@ -2,15 +2,16 @@
 
 ``python -m adaptive_ts.experiment.tables [TABLE] [--rows ROW ...] [--schedules NAME ...]
 [--seeds N ...] [--out DIR] [--jobs N] [--image_evaluations N] [--features NAME]
-[--inception_weights PATH] [--preprocess NAME] [--label NAME] [--dry_run] [--report]
-[--field.path VALUE ...]``
+[--inception_weights PATH] [--preprocess NAME] [--label NAME] [--dry_run] [--times]
+[--report] [--field.path VALUE ...]``
 
 TABLE is a file of ``configs/`` (default: digits); its rows are those called ``TABLE_...``. Each
 finished run is one line of ``OUT/DATASET-SCHEDULE.jsonl``. What is there already, of the same
 config and the same version of the code, is not run again; a run that was stopped goes on from its
 last checkpoint. So a table can be stopped at any time and goes on with the same command.
-``--dry_run`` prints one command for each run that is missing, for a cluster. At the end, and with
-``--report`` alone: ``OUT/*.md`` and ``OUT/*.png``.
+``--dry_run`` prints one command for each run that is missing, for a cluster. ``--times`` measures
+what a step of each row costs, in turn, into ``OUT/times-*.json``; without it wall-clock is what the
+runs took. At the end, and with ``--report`` alone: ``OUT/*.md`` and ``OUT/*.png``.
 """
 
 import argparse
@@ -22,15 +23,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import jax
+
 from adaptive_ts.experiment import sharding
 from adaptive_ts.experiment.cli import DEFAULT_ROW, load_rows, parse, run_cli
 from adaptive_ts.experiment.errors import UserError, nearest, one_line
 from adaptive_ts.experiment.factory import build, known_names
 from adaptive_ts.experiment.table_features import FeatureChoice, image_features
 from adaptive_ts.experiment.table_jobs import Job, run_jobs
-from adaptive_ts.experiment.table_programs import program_of
+from adaptive_ts.experiment.table_programs import CACHE, program_of
 from adaptive_ts.experiment.table_records import Record, fingerprint, read_runs
 from adaptive_ts.experiment.table_report import write_report
+from adaptive_ts.experiment.table_times import measure_times
 
 _OWN = ("--rows", "--schedules", "--seeds", "--jobs")  # what a command for one run sets itself
 
@@ -52,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--features", choices=("classifier", "inception"), help="what images are compared in")
     add("--inception_weights", help="Inception's file, which colour images need; see evaluate")
     add("--preprocess", choices=("ref", "tf"), default="ref", help="of Inception's images")
+    add("--times", action="store_true", help="time the rows' steps in turn, on an idle machine")
     add("--label", help="another name for the (one) row in the tables, as when options differ")
     add("--dry_run", action="store_true", help="only print a command for each run that is missing")
     add("--report", action="store_true", help="only write tables and pictures of what is there")
@@ -100,8 +105,15 @@ def table_rows(args: argparse.Namespace) -> dict[str, str]:
 def plan(args: argparse.Namespace, overrides: Sequence[str]) -> list[Job]:
     """The jobs that are not done yet, schedule by schedule."""
     done = read_runs(args.out)
+    left = [job._replace(seeds=_missing(job, args, done)) for job in planned(args, overrides)]
+    return [job for job in left if job.seeds]
+
+
+def planned(args: argparse.Namespace, overrides: Sequence[str]) -> list[Job]:
+    """All rows on all schedules, without seeds; to time them, on the first schedule."""
     jobs, mesh = [], sharding.make_mesh()
-    for schedule in dict.fromkeys(args.schedules or [None]):
+    schedules = list(dict.fromkeys(args.schedules or [None]))
+    for schedule in schedules[:1] if args.times else schedules:
         for label, row in table_rows(args).items():
             own = [] if schedule is None else ["--schedule.name", schedule]
             argv = [row, *overrides, *own, "--workdir", str(args.out)]
@@ -109,8 +121,7 @@ def plan(args: argparse.Namespace, overrides: Sequence[str]) -> list[Job]:
             sharding.check_batch_size(config.train.batch_size, mesh)
             build(config, mesh)  # what is wrong with the options is known before anything runs
             jobs.append(Job(label, row, config, (), fingerprint(config)))
-    left = [job._replace(seeds=_missing(job, args, done)) for job in jobs]
-    return [job for job in left if job.seeds]
+    return jobs
 
 
 def _missing(job: Job, args: argparse.Namespace, done: Sequence[Record]) -> tuple[int, ...]:
@@ -162,8 +173,9 @@ def check(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     for seed in args.seeds or ():
         if not 0 <= seed < 2**32:
             raise UserError(f"--seeds: {seed} is out of range: must be in 0..4294967295")
-    if args.report and (overrides or args.dry_run):
-        first = "--dry_run" if args.dry_run else overrides[0]
+    also = [f"--{name}" for name in ("dry_run", "times") if getattr(args, name)]
+    if args.report and (also or overrides):
+        first = [*also, *overrides][0]
         raise UserError(f"--report: {first} means nothing to it: leave it out")
     instead = {"--schedule.name": "--schedules", "--seed": "--seeds", "--workdir": "--out"}
     for option in overrides:
@@ -183,7 +195,10 @@ def chosen(runs: Sequence[Record], args: argparse.Namespace) -> list[Record]:
 def main(argv: list[str]) -> int:
     """The command."""
     args, overrides = arguments(argv)
-    if not args.report:
+    if args.times:
+        with _usable(args.out):
+            print(measure_times(planned(args, overrides), args.out))
+    elif not args.report:
         args.seeds = args.seeds or [0, 1, 2]
         jobs = plan(args, overrides)
         if args.dry_run:
@@ -201,7 +216,7 @@ def main(argv: list[str]) -> int:
             )
     with _usable(args.out):
         runs = chosen(read_runs(args.out), args)
-        if not runs:
+        if not runs and not args.times:
             raise UserError(f"no such runs in {args.out}: leave out --report to make some")
         print(write_report(runs, args.out))
     return 0
@@ -219,5 +234,6 @@ if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # This process builds, the others train: it must not take all of a GPU's memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    jax.config.update("jax_compilation_cache_dir", str(CACHE / "xla"))
     sys.argv[0] = "tables"
     run_cli(main)

@@ -16,7 +16,9 @@ from PIL import Image
 from small_run import ROOT, tree
 
 from adaptive_ts.experiment import factory, generate, images, sharding
+from adaptive_ts.experiment.config import Config
 from adaptive_ts.experiment.errors import UserError
+from adaptive_ts.experiment.state import final_keys
 from adaptive_ts.experiment.trained import Trained
 
 
@@ -103,7 +105,7 @@ def test_an_image_is_the_same_in_any_batch_on_any_number_of_devices(run_data):
         batches = images.image_batches(
             config, built, (8, 8, 1), meshes[devices], batch_size=batch_size, labels=(3, 7, 1)
         )
-        parts = list(batches(params, images.image_key(0)))
+        parts = list(batches(params, final_keys(0)[1]))
         assert all(len(part) == len(parts[0]) for part in parts[:-1]), "only the last is shorter"
         return images.to_uint8(np.concatenate(parts)).astype(int)
 
@@ -138,12 +140,25 @@ def test_images_of_a_model_without_classes_have_no_labels(run_data, tmp_path):
         assert file.files == ["images"] and file["images"].shape == (3, 8, 8, 1)
 
 
-def test_images_that_are_not_finite_are_not_written(tmp_path):
-    content = {"num_images": 4, "image_shape": (2, 2, 1), "labels": None}
-    batches = [np.zeros((2, 2, 2, 1)), np.full((2, 2, 2, 1), np.nan)]
+def test_images_that_are_not_finite_are_not_written(run, tmp_path, monkeypatch):
+    batches = [np.zeros((2, 8, 8, 1)), np.full((2, 8, 8, 1), np.nan)]
+    monkeypatch.setattr(generate, "image_batches", lambda *args, **kwargs: lambda *_: iter(batches))
+    out = tmp_path / "out"
     with pytest.raises(UserError, match="not finite numbers, the first among 2 to 3") as error:
-        generate._write(tmp_path, iter(batches), content, png=False)
-    assert error.value.exit_code == 1 and not list(tmp_path.iterdir())
+        generate.main([str(run), "--out", str(out), "--no_png"])
+    assert error.value.exit_code == 1 and not list(out.iterdir())
+
+
+@pytest.mark.parametrize("latents", [False, True])
+def test_images_are_pixels_or_latents(latents, monkeypatch):
+    made = np.random.default_rng(0).uniform(-2, 2, (2, 4, 4, 3)).astype(np.float32)
+    monkeypatch.setattr(generate, "image_batches", lambda *args, **kwargs: lambda *_: iter([made]))
+    state = types.SimpleNamespace(ema=None)
+    trained = types.SimpleNamespace(built=None, shape=made.shape[1:], state=state, latents=latents)
+    args = types.SimpleNamespace(batch_size=2, spacing="linear", labels=None)
+    given = next(generate.make_images(Config(), trained, None, args))
+    np.testing.assert_array_equal(given, made if latents else images.to_uint8(made))
+    assert given.dtype == (np.float32 if latents else np.uint8)
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,6 @@ def test_shard_map_with_the_sampler_s_own_counter(mesh8, one_device):
     assert_same(train(lambda c, b, k, p: counted(c, b, k), first), one_device)
 
 
-@pytest.mark.skipif(not hasattr(jax, "pmap"), reason="this JAX has no pmap")
 def test_pmap_equals_global_view(one_device):
     step, first = make_step("data")
     variants = {

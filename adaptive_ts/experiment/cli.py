@@ -4,6 +4,7 @@ tyro converts the values and writes the help. Names are checked, and mistakes ex
 dataclasses themselves, so that a mistake costs one line whatever tyro's own boxes look like.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import importlib.util
@@ -14,7 +15,7 @@ import shutil
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -207,6 +208,32 @@ def _override(base: Config, options: Sequence[_Option]) -> Config:
             got = " ".join(option.values)
             raise UserError(f"--{option.name}: expected {wanted}; got {got!r}") from None
     raise UserError(f"cannot read {' '.join(args)!r}: see --help")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are `UserError`s, and whose options are never abbreviated."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+@contextlib.contextmanager
+def usable(place: str | os.PathLike[str], option: str = "--out") -> Iterator[None]:
+    """Turns what goes wrong with a file or folder that was named into one line that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{option}: cannot use {place}: {one_line(error)}") from error
+
+
+def check_empty(folder: Path, option: str = "--out") -> None:
+    """Raises UserError if something is in the folder, or it cannot be read."""
+    with usable(folder, option):
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(f"{option}: {folder} is not empty: give a new folder")
 
 
 def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:

@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 from adaptive_ts.diffusion import vlb_terms
 from adaptive_ts.experiment import sharding
 from adaptive_ts.experiment.config import Config
-from adaptive_ts.experiment.data import Dataset, Records, load_split
-from adaptive_ts.experiment.factory import Built, build
+from adaptive_ts.experiment.data import Dataset, load_split
+from adaptive_ts.experiment.factory import Built, build, first_state
 from adaptive_ts.experiment.likelihood import geometric_strata
-from adaptive_ts.experiment.state import TrainState, first_state
+from adaptive_ts.experiment.state import TrainState
 from adaptive_ts.experiment.step import make_density, make_step, prepare
 from adaptive_ts.types import Batch, Key, Params, PerBucket
 
@@ -36,10 +36,8 @@ def functions_of(
     whole, rows = sharding.replicated(mesh), sharding.split(mesh)
     shape = train.images.shape[1:]
     size = config.train.batch_size
-    parts, key = built.parts, jax.random.key(0)
-    init, state = first_state(
-        built.init_params, parts.optimizer, parts.sampler, (size, *shape), key, mesh
-    )
+    key = jax.random.key(0)
+    init, state = first_state(built, (size, *shape), key, mesh)
     batch, held_out = (
         {
             "image": jax.ShapeDtypeStruct((n, *shape), train.images.dtype, sharding=rows),
@@ -68,18 +66,15 @@ def held_out_batch(test: Dataset, number: int) -> tuple[Batch, np.ndarray]:
     A set of fewer images begins anew, with other noise.
     """
     index = np.arange(number * BATCH, (number + 1) * BATCH, dtype=np.int32)
-    at = index % test.images.shape[0]
-    if isinstance(test.images, Records):
-        images, labels = test.images.read(at)
-    else:
-        images, labels = test.images[at], test.labels[at]
-    return {"image": images, "label": labels.astype(np.int32)}, index
+    images, labels = test.rows(index % test.images.shape[0])
+    return {"image": images, "label": labels}, index
 
 
 def program(config: Config) -> str:
     """12 hex digits of what the compiler is given for a run: another version of it, other digits.
 
-    Not in it: the order of the data, the distance of the images, the packages underneath JAX.
+    Not in it: the order of the data, the solver and the distance of the images, the packages
+    underneath JAX.
     Lowered for one CPU device wherever it runs, so that a machine makes no difference.
     """
     mesh = sharding.make_mesh(jax.devices()[:1])

@@ -248,10 +248,7 @@ def batches(
 
     def batch(step: int) -> dict:
         index = _indices(dataset.images.shape[0], seed, step * batch_size + offset, local)
-        if records:
-            images, labels = dataset.images.read(index)
-        else:
-            images, labels = dataset.images[index], dataset.labels[index]
+        images, labels = dataset.rows(index)
         return {"image": images, "label": labels}
 
     # Gathering from memory is faster than handing a batch from thread to thread.

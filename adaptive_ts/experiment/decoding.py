@@ -59,6 +59,12 @@ class Dataset(NamedTuple):
     num_classes: int
     fingerprint: str
 
+    def rows(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The images and int32 labels at some positions, in memory or not."""
+        if isinstance(self.images, Records):
+            return self.images.read(index)
+        return self.images[index], self.labels[index]
+
 
 def is_latent(dtype: Any) -> bool:
     """Whether images of this type are latents, as opposed to pixels."""

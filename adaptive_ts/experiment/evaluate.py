@@ -11,24 +11,23 @@ timestep and, last, ``evaluation.json``. The same command again prints the numbe
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from adaptive_ts.experiment import generate, sharding
-from adaptive_ts.experiment.cli import run_cli
+from adaptive_ts.experiment.cli import Parser, check_empty, run_cli, usable
 from adaptive_ts.experiment.config import Config, fingerprint_fields
-from adaptive_ts.experiment.data import Dataset, is_latent, load_split
-from adaptive_ts.experiment.errors import UserError, one_line
+from adaptive_ts.experiment.data import load_split
+from adaptive_ts.experiment.errors import UserError
 from adaptive_ts.experiment.evaluation import (
     Measured,
     diagnose,
@@ -38,7 +37,6 @@ from adaptive_ts.experiment.evaluation import (
 from adaptive_ts.experiment.evaluation_inputs import Inputs, read_inputs
 from adaptive_ts.experiment.evaluation_report import report_lines, write_results
 from adaptive_ts.experiment.files import read_json
-from adaptive_ts.experiment.images import to_uint8
 from adaptive_ts.experiment.quality import LEAST_IMAGES, classifier_network, image_quality
 from adaptive_ts.experiment.reference import everywhere, image_chunks, reference_features
 from adaptive_ts.experiment.trained import Trained, load_trained, read_config
@@ -49,13 +47,8 @@ _OF_GENERATED = ("num_images", "solver", "steps", "eta", "spacing", "guidance", 
 Log = Callable[[str], None]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="evaluate", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="evaluate", description=__doc__)
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="the run's folder, train.py's --workdir")
     generate.add_options(parser)
@@ -94,14 +87,14 @@ def main(argv: list[str]) -> int:
     trained = load_trained(run, config, mesh, step=args.step, log=log)
     conditions = _conditions(args, run, own, config, trained, inputs)
     out = args.out or run / "evaluation" / _folder_name(conditions)
-    with _usable(out):
+    with usable(out):
         stored = read_json(out / "evaluation.json")
     if everywhere(stored is not None):
         log(f"{out} has these numbers already; to measure again, give another --out.")
     else:
         measured = _measure(args, config, trained, inputs, mesh, log)
         if first:
-            with _usable(out):
+            with usable(out):
                 stored = write_results(out, run, trained.built.parts.grid, conditions, measured)
     if first:
         print("\n".join(report_lines(stored, out)))
@@ -123,9 +116,7 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser, config: Co
     if args.reference is not None and args.split is not None:
         raise UserError("--split: means nothing with --reference: leave one of them out")
     if args.out is not None:
-        with _usable(args.out):
-            if args.out.exists() and any(args.out.iterdir()):
-                raise UserError(f"--out: {args.out} is not empty: give a new folder")
+        check_empty(args.out)
 
 
 def _conditions(
@@ -184,7 +175,7 @@ def _measure(
     log: Log,
 ) -> Measured:
     if inputs.images is None:  # first: it refuses what does not go together
-        images = _finite(generate.make_images(config, trained, mesh, args), inputs.test)
+        images = generate.make_images(config, trained, mesh, args)
         total = config.generate.num_images
     else:
         images, total = image_chunks(inputs.images), len(inputs.images)
@@ -209,20 +200,6 @@ def _measure(
     return Measured(quality, likelihood, diagnosis)
 
 
-def _finite(batches: Iterable[np.ndarray], like: Dataset) -> Iterator[np.ndarray]:
-    """The images as the data set has them: as pixels, or as latents."""
-    done, latent = 0, is_latent(like.images.dtype)
-    for batch in batches:
-        if not np.isfinite(batch).all():
-            raise UserError(
-                f"there are images that are not finite numbers, the first among {done} to "
-                f"{done + len(batch) - 1}: try an earlier --step",
-                exit_code=1,
-            )
-        yield batch if latent else to_uint8(batch)
-        done += len(batch)
-
-
 def _bar(what: str, total: int | None, unit: str = " image") -> Any:
     from tqdm import tqdm
 
@@ -237,14 +214,6 @@ def _watch(what: str) -> Callable[[Iterable[np.ndarray], int], Iterator[np.ndarr
                 bar.update(len(batch))
 
     return watch
-
-
-@contextlib.contextmanager
-def _usable(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"--out: cannot use {out}: {one_line(error)}") from error
 
 
 if __name__ == "__main__":

@@ -9,13 +9,14 @@ from jax.sharding import Mesh, PartitionSpec
 
 from adaptive_ts.experiment import sharding
 from adaptive_ts.experiment.config import Config
-from adaptive_ts.experiment.data import Dataset, Records
+from adaptive_ts.experiment.data import Dataset
 from adaptive_ts.experiment.diagnostics import GradientNoise, gradient_noise, step_effects
 from adaptive_ts.experiment.likelihood import Evaluation, evaluate, geometric_strata
 from adaptive_ts.experiment.reference import evenly_spaced
+from adaptive_ts.experiment.state import final_keys
 from adaptive_ts.experiment.step import prepare
 from adaptive_ts.experiment.trained import Trained
-from adaptive_ts.types import Batch, Key
+from adaptive_ts.types import Batch
 
 EXAMPLES = 64  # of each batch of the diagnostics
 _STRATA = 14  # from each end of the time axis
@@ -74,17 +75,11 @@ def held_out_likelihood(
         trained.state.ema,
         dataset,
         size,
-        _noise_key(config.seed),
+        final_keys(config.seed)[0],
         mesh,
         max_images=num_images,
         tell=tell,
     )
-
-
-def _noise_key(seed: int) -> Key:
-    """The noise that a run of this seed measures its bound with at its end."""
-    _, key = jax.random.split(jax.random.key(seed))
-    return jax.random.split(jax.random.fold_in(key, 2**31 - 1))[0]
 
 
 def diagnostic_timesteps(num_timesteps: int) -> np.ndarray:
@@ -117,7 +112,7 @@ def diagnose(
     parts, state = trained.built.parts, trained.state
     timesteps = diagnostic_timesteps(config.schedule.num_timesteps)
     on, off = (_examples(dataset, mesh) for dataset in (train, held_out))
-    key_noise, key_effects = jax.random.split(_noise_key(config.seed))
+    key_noise, key_effects = jax.random.split(final_keys(config.seed)[0])
 
     def noise(t: jax.Array, params: Any, batch: Batch) -> GradientNoise:
         return gradient_noise(parts.loss_fn, params, batch, t, key_noise)
@@ -164,12 +159,9 @@ def _by_timestep(
 def _examples(dataset: Dataset, mesh: Mesh) -> Batch:
     """Evenly spaced images of a set, and their labels, on every device."""
     index = evenly_spaced(dataset.images.shape[0], EXAMPLES)
-    if isinstance(dataset.images, Records):
-        images, labels = dataset.images.read(index)
-    else:
-        images, labels = dataset.images[index], dataset.labels[index]
+    images, labels = dataset.rows(index)
     whole = sharding.replicated(mesh)
-    batch = prepare({"image": images, "label": labels.astype(np.int32)}, None)
+    batch = prepare({"image": images, "label": labels}, None)
     return jax.tree.map(
         lambda x: jax.make_array_from_callback(x.shape, whole, lambda i: np.asarray(x)[i]), batch
     )

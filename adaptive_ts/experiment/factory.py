@@ -26,6 +26,7 @@ from adaptive_ts.experiment.models.dit import DiT
 from adaptive_ts.experiment.models.unet import UNet
 from adaptive_ts.experiment.models.uvit import UViT
 from adaptive_ts.experiment.solvers import EpsFn
+from adaptive_ts.experiment.state import TrainState, abstract, make_init
 from adaptive_ts.experiment.step import StepParts
 from adaptive_ts.grid import discrete
 from adaptive_ts.types import Batch, Key, Params
@@ -91,6 +92,32 @@ def build(config: Config, mesh: Mesh) -> Built:
         return _build(config, mesh)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def first_state(
+    built: Built, shape: tuple[int, ...], key: Key, mesh: Mesh
+) -> tuple[Callable[[Key], TrainState], TrainState]:
+    """What makes the first state, and its shapes: here a model meets the images it cannot take.
+
+    Args:
+      built: the run's parts.
+      shape: (b, H, W, C) of the images.
+      key: randomness of the state.
+      mesh: the devices.
+
+    Raises:
+      UserError: the model cannot take them.
+    """
+    example = {"image": jax.ShapeDtypeStruct(shape, jnp.float32)}
+    init = make_init(built.init_params, built.parts.optimizer, built.parts.sampler, example)
+    try:
+        return init, abstract(init, key, mesh)
+    except ValueError as error:
+        found, size = " ".join(str(error).split()), "x".join(map(str, shape[1:]))
+        raise UserError(
+            f"--model: {found}; the images are {size}: choose another --data.image_size, or other "
+            "options of --model"
+        ) from error
 
 
 def check_classes(config: Config, dataset: Dataset) -> None:

@@ -1,7 +1,6 @@
 """The end of a run: held-out numbers, generated images, pictures, summary.json, one paragraph."""
 
 import platform
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -16,13 +15,12 @@ from adaptive_ts.experiment.config import Config
 from adaptive_ts.experiment.data import Dataset, is_latent
 from adaptive_ts.experiment.factory import Built
 from adaptive_ts.experiment.files import read_json, write_json
-from adaptive_ts.experiment.images import image_batches, image_key, save_grid
+from adaptive_ts.experiment.images import image_batches, save_grid
 from adaptive_ts.experiment.likelihood import Evaluation, evaluate
-from adaptive_ts.experiment.state import LOSS_BUCKETS, TrainState
+from adaptive_ts.experiment.state import LOSS_BUCKETS, TrainState, final_keys
 from adaptive_ts.experiment.step import density_timesteps
 from adaptive_ts.grid import TimeGrid
 from adaptive_ts.statistics import loss_mean, loss_std
-from adaptive_ts.types import Key, Params
 
 _FILES = (
     ("samples/", "generated images"),
@@ -62,21 +60,19 @@ def finish(
     held_out: Dataset,
     elapsed: float,
     mesh: Mesh,
-    key: Key,
 ) -> str:
     """Evaluates, generates, draws and writes; returns the paragraph to print.
 
     Every process takes part in the computing; process 0 writes.
     """
     step = int(state.step)
-    key_noise, _ = jax.random.split(jax.random.fold_in(key, 2**31 - 1))
+    key_noise, key_images = final_keys(config.seed)
     size = config.train.batch_size
     result = evaluate(built, state.ema, held_out, size, key_noise, mesh)
     shape = held_out.images.shape[1:]
     latents = is_latent(held_out.images.dtype)
-    images = image_maker(config, built, shape, mesh, latents=latents)(
-        state.ema, image_key(config.seed)
-    )
+    batches = image_batches(config, built, shape, mesh, latents=latents)
+    images = np.concatenate(list(batches(state.ema, key_images)))
     summary = {
         "row": row,
         "dataset": held_out.name,
@@ -120,14 +116,6 @@ def _recent_loss(folder: Path) -> float | None:
     """The mean training loss since the log line before the last one."""
     entries = report.read_metrics(folder / "metrics.jsonl")
     return entries[-1].get("loss_mean") if entries else None
-
-
-def image_maker(
-    config: Config, built: Built, shape: tuple[int, ...], mesh: Mesh, *, latents: bool = False
-) -> Callable[[Params, Key], np.ndarray]:
-    """(params, key) -> images (N, H, W, C) float32 in [-1, 1], shared by the devices."""
-    batches = image_batches(config, built, shape, mesh, latents=latents)
-    return lambda params, key: np.concatenate(list(batches(params, key)))
 
 
 def _draw(

@@ -19,7 +19,7 @@ import optax
 from jax import lax
 
 from adaptive_ts.experiment.config import DataConfig
-from adaptive_ts.experiment.data import Dataset, Records, batches, is_latent, load_split
+from adaptive_ts.experiment.data import Dataset, batches, is_latent, load_split
 from adaptive_ts.experiment.files import atomic
 from adaptive_ts.experiment.image_metrics import (
     Gaussian,
@@ -140,13 +140,10 @@ def unit_range(images: np.ndarray) -> np.ndarray:
 
 
 def _parts(dataset: Dataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Images and labels in order, some at a time, whether in memory or in record files."""
+    """Images and labels in order, some at a time."""
     for start in range(0, dataset.images.shape[0], _AT_ONCE):
         stop = min(start + _AT_ONCE, dataset.images.shape[0])
-        if isinstance(dataset.images, Records):
-            yield dataset.images.read(np.arange(start, stop))
-        else:
-            yield dataset.images[start:stop], dataset.labels[start:stop]
+        yield dataset.rows(np.arange(start, stop))
 
 
 def _train(model: _Classifier, params: Params, train: Dataset) -> Params:

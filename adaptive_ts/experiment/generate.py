@@ -12,43 +12,37 @@ them in turn, or those given. Leaves in OUT: ``000000.png``, .., ``images.npz`` 
 """
 
 import argparse
-import contextlib
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from adaptive_ts.experiment import sharding
-from adaptive_ts.experiment.cli import run_cli
+from adaptive_ts.experiment.cli import Parser, check_empty, run_cli, usable
 from adaptive_ts.experiment.config import Config, replace, validate
-from adaptive_ts.experiment.errors import UserError, one_line
+from adaptive_ts.experiment.errors import UserError
 from adaptive_ts.experiment.files import atomic, write_json
 from adaptive_ts.experiment.images import (
     AT_ONCE,
     image_batches,
-    image_key,
     label_cycle,
     save_grid,
     to_uint8,
 )
 from adaptive_ts.experiment.solvers import SPACINGS
+from adaptive_ts.experiment.state import final_keys
 from adaptive_ts.experiment.trained import Trained, load_trained, read_config
 
 _IN_GRID = 100
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="generate", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="generate", description=__doc__)
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="the run's folder, train.py's --workdir")
     add_options(parser)
@@ -115,7 +109,7 @@ def options(run_config: Config, args: argparse.Namespace) -> Config:
 def make_images(
     config: Config, trained: Trained, mesh: Mesh, args: argparse.Namespace
 ) -> Iterator[np.ndarray]:
-    """The images that were asked for, batch by batch, float32 in [-1, 1].
+    """The images that were asked for, batch by batch: uint8 pixels, or float32 latents.
 
     Args:
       config: by `options`.
@@ -124,7 +118,7 @@ def make_images(
       args: with the values of `add_options`.
 
     Raises:
-      UserError: options that don't go together.
+      UserError: options that don't go together; images that are not finite numbers.
     """
     try:
         batches = image_batches(
@@ -139,7 +133,21 @@ def make_images(
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-    return batches(trained.state.ema, image_key(config.seed))
+    made = _finite(batches(trained.state.ema, final_keys(config.seed)[1]))
+    return made if trained.latents else map(to_uint8, made)
+
+
+def _finite(batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    done = 0
+    for batch in batches:
+        if not np.isfinite(batch).all():
+            raise UserError(
+                f"there are images that are not finite numbers, the first among {done} to "
+                f"{done + len(batch) - 1}: try an earlier --step",
+                exit_code=1,
+            )
+        yield batch
+        done += len(batch)
 
 
 def describe(config: Config, trained: Trained, args: argparse.Namespace) -> dict[str, Any]:
@@ -177,14 +185,14 @@ def main(argv: list[str]) -> int:
     run = args.run.expanduser().resolve()
     config = options(read_config(run), args)
     if args.out is not None:
-        _check_empty(args.out)  # before anything slow
+        check_empty(args.out)  # before anything slow
     mesh = sharding.make_mesh()
     trained = load_trained(run, config, mesh, step=args.step)
     images = make_images(config, trained, mesh, args)
     out = args.out or run / "generated" / _folder_name(config, trained, args)
-    _check_empty(out)
+    check_empty(out)
     info = describe(config, trained, args)
-    with _usable(out):
+    with usable(out):
         out.mkdir(parents=True, exist_ok=True)
         _write(out, images, info, png=not args.no_png)
     print(f"{info['num_images']:,} images of {run} at step {trained.step:,}: {out}")
@@ -198,36 +206,16 @@ def _folder_name(config: Config, trained: Trained, args: argparse.Namespace) -> 
     return name + f"-labels{'_'.join(map(str, args.labels[:20]))}" if args.labels else name
 
 
-def _check_empty(out: Path) -> None:
-    with _usable(out):
-        if out.exists() and any(out.iterdir()):
-            raise UserError(f"--out: {out} is not empty: give a new folder")
-
-
-@contextlib.contextmanager
-def _usable(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"--out: cannot use {out}: {one_line(error)}") from error
-
-
 def _write(out: Path, batches: Iterator[np.ndarray], info: dict[str, Any], *, png: bool) -> None:
     from PIL import Image
     from tqdm import tqdm
 
-    latents = info.get("latents", False)
+    latents = info["latents"]
     shape = (info["num_images"], *info["image_shape"])
     images, done = np.empty(shape, np.float32 if latents else np.uint8), 0
     with tqdm(total=len(images), unit=" image") as bar:
         for batch in batches:
-            if not np.isfinite(batch).all():
-                raise UserError(
-                    f"there are images that are not finite numbers, the first among {done} to "
-                    f"{done + len(batch) - 1}: try an earlier --step",
-                    exit_code=1,
-                )
-            images[done : done + len(batch)] = batch if latents else to_uint8(batch)
+            images[done : done + len(batch)] = batch
             for number in range(done, done + len(batch)) if png and not latents else ():
                 with atomic(out / f"{number:06d}.png") as file:
                     grey = images.shape[-1] == 1

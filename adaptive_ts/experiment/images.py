@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -15,12 +14,6 @@ from adaptive_ts.types import Key, Params
 
 AT_ONCE = 256
 _SMALL = 16  # pixels: squares this large hide the shape, so the picture is interpolated
-
-
-def image_key(seed: int) -> Key:
-    """The randomness of the images that a run of this seed makes at its end."""
-    _, key = jax.random.split(jax.random.key(seed))
-    return jax.random.split(jax.random.fold_in(key, 2**31 - 1))[1]
 
 
 def label_cycle(num_classes: int | None, labels: Sequence[int] | None = None) -> np.ndarray | None:

@@ -23,7 +23,6 @@ image, for a mirrored latent is not that of the mirrored image.
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
@@ -33,11 +32,11 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from adaptive_ts.experiment.cli import run_cli
+from adaptive_ts.experiment.cli import Parser, check_empty, run_cli, usable
 from adaptive_ts.experiment.errors import UserError, one_line
 from adaptive_ts.experiment.files import atomic, read_json, write_json
 from adaptive_ts.experiment.image_folder import Listing, in_threads, list_images, read_image
@@ -59,13 +58,8 @@ class _Item(NamedTuple):
     mirrored: bool
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="latents", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="latents", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="encode|decode")
     encode = commands.add_parser("encode", help="a folder of images into a data set of latents")
     encode.add_argument("folder", type=Path, metavar="DIR", help="of images")
@@ -298,9 +292,7 @@ def decode_file(
     """
     from tqdm import tqdm
 
-    with _usable(out):
-        if out.exists() and any(out.iterdir()):
-            raise UserError(f"{out} is not empty: give a new folder")
+    check_empty(out, "OUT")
     latents, labels = _read_latents(path)
     loaded = vae()
     count, *sides, _ = latents.shape
@@ -308,7 +300,7 @@ def decode_file(
     head = {"descr": "|u1", "fortran_order": False, "shape": shape}
     grid = []
     with (
-        _usable(out),
+        usable(out, "OUT"),
         tqdm(total=count, unit=" image") as bar,
         atomic(out / "images.npz") as file,
         zipfile.ZipFile(file, "w") as archive,
@@ -323,7 +315,7 @@ def decode_file(
         if labels is not None:
             with archive.open("labels.npy", "w") as array:
                 np.lib.format.write_array(array, labels)
-    with _usable(out):
+    with usable(out, "OUT"):
         save_image_grid(out / "grid.png", np.stack(grid[:_IN_GRID]))
         known = read_json(path.parent / "info.json")
         write_json(
@@ -356,14 +348,6 @@ def _read_latents(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     if not np.isfinite(latents).all():
         raise UserError(f"{path}: there are latents that are not finite numbers")
     return latents, labels
-
-
-@contextlib.contextmanager
-def _usable(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot use {out}: {one_line(error)}") from error
 
 
 if __name__ == "__main__":

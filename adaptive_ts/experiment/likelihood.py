@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from adaptive_ts import diffusion
 from adaptive_ts.experiment import sharding
-from adaptive_ts.experiment.data import Dataset, Records
+from adaptive_ts.experiment.data import Dataset
 from adaptive_ts.experiment.factory import Built
 from adaptive_ts.experiment.step import prepare
 from adaptive_ts.types import Batch, Key, LossFn, Params
@@ -91,8 +91,7 @@ def evaluate(
     Args:
       built: the run's parts.
       params: the (averaged) weights.
-      dataset: held-out images, and their labels if the model is told classes; used in whole
-        batches where there are some.
+      dataset: held-out images; used in whole batches where there are some.
       batch_size: images at once, a multiple of the devices.
       key: randomness of the noise.
       mesh: the devices.
@@ -109,7 +108,8 @@ def evaluate(
     for start in range(0, max(count - size, 0) + 1, size):
         index = np.arange(start, start + size, dtype=np.int32)
         tell(size)
-        batch = _rows(dataset, index % dataset.images.shape[0], built.num_classes is not None)
+        images, labels = dataset.rows(index % dataset.images.shape[0])
+        batch = {"image": images, "label": labels}
         batch, index = sharding.put_whole((batch, index), mesh)
         terms = run(params, prepare(batch, None), index)
         terms = [np.asarray(x, np.float64) for x in terms]
@@ -127,14 +127,6 @@ def evaluate(
         vlb_error=_half_interval(sums.vlb, sums.vlb_square, seen),
         total_vlb_error=float(_half_interval(total, sums.total_square, seen)),
     )
-
-
-def _rows(dataset: Dataset, index: np.ndarray, labelled: bool) -> Batch:
-    if isinstance(dataset.images, Records):
-        images, labels = dataset.images.read(index)
-    else:
-        images, labels = dataset.images[index], dataset.labels[index] if labelled else None
-    return {"image": images, **({"label": labels.astype(np.int32)} if labelled else {})}
 
 
 class _Sums(NamedTuple):

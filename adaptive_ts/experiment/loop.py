@@ -19,8 +19,8 @@ from adaptive_ts.experiment.compiling import compiling
 from adaptive_ts.experiment.config import Config
 from adaptive_ts.experiment.data import Dataset, batches, is_latent, load_split
 from adaptive_ts.experiment.errors import UserError, one_line
-from adaptive_ts.experiment.factory import Built, build, check_classes
-from adaptive_ts.experiment.state import TrainState, first_state
+from adaptive_ts.experiment.factory import Built, build, check_classes, first_state
+from adaptive_ts.experiment.state import TrainState
 from adaptive_ts.experiment.step import make_density, make_step
 from adaptive_ts.types import Key, PerBucket
 
@@ -60,10 +60,7 @@ def run(row: str, config: Config, *, log: Log = print) -> int:
     built = build(config, mesh)
     key_init, key = jax.random.split(jax.random.key(config.seed))
     shape = (config.train.batch_size, *dataset.images.shape[1:])
-    parts = built.parts
-    init, target = first_state(
-        built.init_params, parts.optimizer, parts.sampler, shape, key_init, mesh
-    )
+    init, target = first_state(built, shape, key_init, mesh)
     _claim_folder(folder, config)
     checkpoints = open_checkpoints(folder / "checkpoints", max_to_keep=config.train.max_to_keep)
     with contextlib.closing(checkpoints):
@@ -89,7 +86,7 @@ def run(row: str, config: Config, *, log: Log = print) -> int:
             )
             return EXIT_RESUME
         held_out = load_split(config.data, "test", log)
-        log(finish.finish(row, config, folder, built, state, held_out, elapsed, mesh, key))
+        log(finish.finish(row, config, folder, built, state, held_out, elapsed, mesh))
     return 0
 
 

@@ -13,23 +13,14 @@ import sys
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from adaptive_ts.experiment import sharding
 from adaptive_ts.experiment.cli import parse, run_cli
-from adaptive_ts.experiment.compiling import compiling
 from adaptive_ts.experiment.config import Config, SamplerConfig
-from adaptive_ts.experiment.data import load_split
 from adaptive_ts.experiment.errors import UserError
-from adaptive_ts.experiment.factory import build, known_names
-from adaptive_ts.experiment.throughput_race import (
-    Trainer,
-    in_turn,
-    init_function,
-    put_images,
-    step_functions,
-)
+from adaptive_ts.experiment.factory import known_names
+from adaptive_ts.experiment.throughput_race import Trainer, in_turn, make_trainers
 
 CYCLES = 5
 
@@ -84,29 +75,9 @@ def flops_ratio(flops: dict[str, float], every: int) -> float:
 
 def _trainers(config: Config, mesh: Mesh) -> dict[str, Trainer]:
     sharding.check_batch_size(config.train.batch_size, mesh)
-    dataset = load_split(config.data, "train")
-    images = np.resize(dataset.images, (config.train.batch_size, *dataset.images.shape[1:]))
-    batch, key = put_images(images, mesh), jax.random.key(config.seed)
-    plain = dataclasses.replace(config, sampler=SamplerConfig(name="uniform"))
-    whole, states, jobs = sharding.replicated(mesh), {}, {}
-    for name, chosen in (("uniform", plain), ("sampler", config)):
-        built = build(chosen, mesh)
-        init = init_function(built, images.shape)
-        states[name] = jax.jit(init, out_shardings=whole)(key)
-        for variant, step in step_functions(built).items():
-            jobs[name, variant] = (step, (states[name], batch, key))
-    with compiling(jobs) as compiled:
-        steps = {job: compiled(job) for job in jobs}
-    return {
-        name: Trainer(
-            state,
-            {variant: step for (owner, variant), step in steps.items() if owner == name},
-            batch,
-            key,
-            config.sampler.every,
-        )
-        for name, state in states.items()
-    }
+    uniform = SamplerConfig(name="uniform", every=config.sampler.every)
+    plain = dataclasses.replace(config, sampler=uniform)
+    return make_trainers({"uniform": plain, "sampler": config}, mesh)
 
 
 def _flops_of(trainers: dict[str, Trainer]) -> dict[str, float]:

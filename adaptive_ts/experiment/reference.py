@@ -133,11 +133,7 @@ def summarise(
 def image_chunks(images: np.ndarray | Records) -> Iterator[np.ndarray]:
     """The images in order, 512 at a time, whether in memory or in record files."""
     for start in range(0, images.shape[0], _AT_ONCE):
-        stop = min(start + _AT_ONCE, images.shape[0])
-        if isinstance(images, Records):
-            yield images.read(np.arange(start, stop))[0]
-        else:
-            yield images[start:stop]
+        yield images[np.arange(start, min(start + _AT_ONCE, images.shape[0]))]
 
 
 def reference_features(

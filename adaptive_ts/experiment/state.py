@@ -9,7 +9,6 @@ import optax
 from jax.sharding import Mesh
 
 from adaptive_ts.experiment import sharding
-from adaptive_ts.experiment.errors import UserError
 from adaptive_ts.statistics import LossStatistics, init_statistics
 from adaptive_ts.types import Batch, Key, Params, Scalar, TimestepSampler
 
@@ -57,38 +56,10 @@ def make_init(
     return init
 
 
-def first_state(
-    init_params: Callable[[Key, Batch], Params],
-    optimizer: optax.GradientTransformation,
-    sampler: TimestepSampler,
-    shape: tuple[int, ...],
-    key: Key,
-    mesh: Mesh,
-) -> tuple[Callable[[Key], TrainState], TrainState]:
-    """What makes the first state, and its shapes: here a model meets the images it cannot take.
-
-    Args:
-      init_params: of the model, as `make_init` takes it; likewise the next two.
-      optimizer: of the model.
-      sampler: of the timesteps.
-      shape: (b, H, W, C) of the images.
-      key: randomness of the state.
-      mesh: the devices.
-
-    Raises:
-      UserError: the model cannot take them.
-    """
-    init = make_init(
-        init_params, optimizer, sampler, {"image": jax.ShapeDtypeStruct(shape, jnp.float32)}
-    )
-    try:
-        return init, abstract(init, key, mesh)
-    except ValueError as error:
-        found, size = " ".join(str(error).split()), "x".join(map(str, shape[1:]))
-        raise UserError(
-            f"--model: {found}; the images are {size}: choose another --data.image_size, or other "
-            "options of --model"
-        ) from error
+def final_keys(seed: int) -> tuple[Key, Key]:
+    """What a run of this seed measures its bound with at its end, and makes its images from."""
+    _, key = jax.random.split(jax.random.key(seed))
+    return tuple(jax.random.split(jax.random.fold_in(key, 2**31 - 1)))
 
 
 def abstract(init: Callable[[Key], TrainState], key: Key, mesh: Mesh) -> TrainState:

@@ -6,23 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from adaptive_ts.experiment import sharding
-from adaptive_ts.experiment.compiling import compiling
-from adaptive_ts.experiment.data import load_split
 from adaptive_ts.experiment.errors import UserError
-from adaptive_ts.experiment.factory import build
 from adaptive_ts.experiment.files import read_json, write_json
 from adaptive_ts.experiment.table_jobs import Job
 from adaptive_ts.experiment.table_records import setting
-from adaptive_ts.experiment.throughput_race import (
-    Trainer,
-    in_turn,
-    init_function,
-    put_images,
-    step_functions,
-)
+from adaptive_ts.experiment.throughput_race import in_turn, make_trainers
 
 ROUNDS = 5
 
@@ -38,7 +28,9 @@ def measure_times(jobs: Sequence[Job], folder: Path, *, rounds: int = ROUNDS) ->
     """
     from tqdm import tqdm
 
-    trainers = {job.label: _trainer(job) for job in tqdm(jobs, desc="compiling", unit=" row")}
+    configs = {job.label: job.config for job in jobs}
+    with tqdm(total=len(jobs), desc="compiling", unit=" row") as bar:
+        trainers = make_trainers(configs, sharding.make_mesh(), lambda name: bar.update())
     with tqdm(total=(rounds + 1) * len(trainers), desc="timing", unit=" cycle") as bar:
         race = in_turn(dict(trainers), rounds, after_turn=lambda name: bar.update())
     for name, why in race.failures.items():
@@ -63,17 +55,3 @@ def read_times(folder: Path, mark: str) -> Mapping[str, float]:
     saved = read_json(folder / f"times-{mark}.json")
     found = saved.get("seconds_per_step") if isinstance(saved, dict) else None
     return {label: statistics.median(x) for label, x in (found or {}).items()}
-
-
-def _trainer(job: Job) -> Trainer:
-    config, mesh = job.config, sharding.make_mesh()
-    data = load_split(config.data, "train", lambda line: None).images
-    images = data[np.arange(config.train.batch_size) % data.shape[0]]
-    batch, key = put_images(images, mesh), jax.random.key(config.seed)
-    built = build(config, mesh)
-    whole = sharding.replicated(mesh)
-    state = jax.jit(init_function(built, images.shape), out_shardings=whole)(key)
-    jobs = {name: (step, (state, batch, key)) for name, step in step_functions(built).items()}
-    with compiling(jobs) as compiled:
-        steps = {name: compiled(name) for name in jobs}
-    return Trainer(state, steps, batch, key, built.probe_every or config.sampler.every)

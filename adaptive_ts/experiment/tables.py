@@ -15,19 +15,26 @@ runs took. At the end, and with ``--report`` alone: ``OUT/*.md`` and ``OUT/*.png
 """
 
 import argparse
-import contextlib
+import functools
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import jax
 
 from adaptive_ts.experiment import sharding
-from adaptive_ts.experiment.cli import DEFAULT_ROW, load_rows, parse, run_cli
-from adaptive_ts.experiment.errors import UserError, nearest, one_line
+from adaptive_ts.experiment.cli import (
+    DEFAULT_ROW,
+    Parser,
+    load_rows,
+    parse,
+    run_cli,
+    usable,
+)
+from adaptive_ts.experiment.config import DataConfig
+from adaptive_ts.experiment.errors import UserError, nearest
 from adaptive_ts.experiment.factory import build, known_names
 from adaptive_ts.experiment.table_features import FeatureChoice, image_features
 from adaptive_ts.experiment.table_jobs import Job, run_jobs
@@ -39,13 +46,8 @@ from adaptive_ts.experiment.table_times import measure_times
 _OWN = ("--rows", "--schedules", "--seeds", "--jobs")  # what a command for one run sets itself
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="tables", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="tables", description=__doc__)
     add = parser.add_argument
     add("--rows", nargs="+", help="rows of the table, with or without TABLE_; default: all")
     add("--schedules", nargs="+", help="noise schedules; default: the rows' own")
@@ -105,7 +107,11 @@ def table_rows(args: argparse.Namespace) -> dict[str, str]:
 def plan(args: argparse.Namespace, overrides: Sequence[str]) -> list[Job]:
     """The jobs that are not done yet, schedule by schedule."""
     done = read_runs(args.out)
-    left = [job._replace(seeds=_missing(job, args, done)) for job in planned(args, overrides)]
+    known = functools.cache(lambda data: image_features(data, _features(args)).about)
+    left = [
+        job._replace(seeds=_missing(job, args.seeds, done, known))
+        for job in planned(args, overrides)
+    ]
     return [job for job in left if job.seeds]
 
 
@@ -124,15 +130,17 @@ def planned(args: argparse.Namespace, overrides: Sequence[str]) -> list[Job]:
     return jobs
 
 
-def _missing(job: Job, args: argparse.Namespace, done: Sequence[Record]) -> tuple[int, ...]:
+def _missing(
+    job: Job, seeds: Sequence[int], done: Sequence[Record], features: Callable[[DataConfig], str]
+) -> tuple[int, ...]:
     """The seeds of which there is no record of this config, this code and these features."""
     about = job.about(job.config)
     same = [run for run in done if all(run[k] == about[k] for k in about if k != "seed")]
     if same:
-        made = program_of(job.config), image_features(job.config.data, _features(args)).about
+        made = program_of(job.config), features(job.config.data)
         same = [run for run in same if (run["program"], run["features"]) == made]
     found = {run["seed"] for run in same}
-    return tuple(seed for seed in dict.fromkeys(args.seeds) if seed not in found)
+    return tuple(seed for seed in dict.fromkeys(seeds) if seed not in found)
 
 
 def _features(args: argparse.Namespace) -> FeatureChoice:
@@ -196,7 +204,7 @@ def main(argv: list[str]) -> int:
     """The command."""
     args, overrides = arguments(argv)
     if args.times:
-        with _usable(args.out):
+        with usable(args.out):
             print(measure_times(planned(args, overrides), args.out))
     elif not args.report:
         args.seeds = args.seeds or [0, 1, 2]
@@ -204,7 +212,7 @@ def main(argv: list[str]) -> int:
         if args.dry_run:
             print("\n".join(commands(jobs, argv)) or f"nothing is missing in {args.out}")
             return 0
-        with _usable(args.out):
+        with usable(args.out):
             args.out.mkdir(parents=True, exist_ok=True)
         if jobs:
             run_jobs(
@@ -214,20 +222,12 @@ def main(argv: list[str]) -> int:
                 image_evaluations=args.image_evaluations,
                 features=_features(args),
             )
-    with _usable(args.out):
+    with usable(args.out):
         runs = chosen(read_runs(args.out), args)
         if not runs and not args.times:
             raise UserError(f"no such runs in {args.out}: leave out --report to make some")
         print(write_report(runs, args.out))
     return 0
-
-
-@contextlib.contextmanager
-def _usable(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"--out: cannot use {folder}: {one_line(error)}") from error
 
 
 if __name__ == "__main__":

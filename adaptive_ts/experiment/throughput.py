@@ -26,15 +26,15 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from adaptive_ts.experiment import sharding, throughput_torch
-from adaptive_ts.experiment.cli import parse, run_cli
+from adaptive_ts.experiment.cli import Parser, parse, run_cli, usable
 from adaptive_ts.experiment.config import Config, to_dict, validate
-from adaptive_ts.experiment.errors import UserError, one_line
+from adaptive_ts.experiment.errors import UserError
 from adaptive_ts.experiment.factory import build, known_names
 from adaptive_ts.experiment.files import write_json
 from adaptive_ts.experiment.throughput_entries import (
@@ -52,16 +52,10 @@ DTYPES = ("float32", "bfloat16")
 _OWN = {"--model.dtype": "--dtypes"}  # a field of which there are several here
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="throughput",
         description=__doc__,
-        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -250,7 +244,7 @@ def main(argv: list[str]) -> int:
 
     def save(report: dict[str, Any]) -> None:
         if args.out is not None:
-            with _usable("out", args.out):
+            with usable(args.out, "--out"):
                 write_json(args.out, report)
 
     try:
@@ -269,19 +263,11 @@ def _check_places(args: argparse.Namespace) -> None:
     if args.out is not None:
         if args.out.is_dir():
             raise UserError(f"--out: {args.out} is a folder: give a file")
-        with _usable("out", args.out):
+        with usable(args.out, "--out"):
             args.out.parent.mkdir(parents=True, exist_ok=True)
     if args.trace is not None:
-        with _usable("trace", args.trace):
+        with usable(args.trace, "--trace"):
             args.trace.mkdir(parents=True, exist_ok=True)
-
-
-@contextlib.contextmanager
-def _usable(option: str, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"--{option}: cannot use {path}: {one_line(error)}") from error
 
 
 if __name__ == "__main__":

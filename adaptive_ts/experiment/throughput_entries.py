@@ -17,16 +17,14 @@ from adaptive_ts.experiment.compiling import compiling
 from adaptive_ts.experiment.config import Config, SamplerConfig, replace
 from adaptive_ts.experiment.data import load_split
 from adaptive_ts.experiment.datasets import RECIPES
-from adaptive_ts.experiment.errors import UserError
-from adaptive_ts.experiment.factory import build
+from adaptive_ts.experiment.factory import build, first_state
 from adaptive_ts.experiment.images import label_cycle
 from adaptive_ts.experiment.solvers import guided, make_generator
-from adaptive_ts.experiment.state import TrainState, abstract
+from adaptive_ts.experiment.state import TrainState
 from adaptive_ts.experiment.step import make_step
 from adaptive_ts.experiment.throughput_race import (
     CannotRunError,
     Trainer,
-    init_function,
     put_images,
     step_functions,
     with_memory,
@@ -134,13 +132,7 @@ def flops_per_image(plan: Plan, mesh: Mesh, image: jax.ShapeDtypeStruct) -> floa
     """
     size = max(plan.batch_sizes)
     built, key = build(plan.config_of("uniform", "float32", size), mesh), jax.random.key(0)
-    try:
-        state = abstract(init_function(built, (size, *image.shape)), key, mesh)
-    except ValueError as error:
-        found, sides = " ".join(str(error).split()), "x".join(map(str, image.shape))
-        raise UserError(
-            f"--model: {found}; the images of {plan.config.data.name} are {sides}"
-        ) from error
+    _, state = first_state(built, (size, *image.shape), key, mesh)
     batch = put_images(make_pixels(image, size), mesh)
     cost = make_step(built.parts, probe=None).lower(state, batch, key).cost_analysis()
     return float(cost["flops"]) / size
@@ -163,10 +155,12 @@ def make_turns(
     key = jax.random.key(plan.config.seed)
     batches = {size: put_images(make_pixels(image, size), mesh) for size in plan.batch_sizes}
     names = dict.fromkeys(("uniform", *plan.samplers))
-    inits = {name: _init(plan, name, image, mesh) for name in names}
-    states = {name: abstract(init, key, mesh) for name, init in inits.items()}
-    whole = sharding.replicated(mesh)
-    jobs = {("init", name): (jax.jit(f, out_shardings=whole), (key,)) for name, f in inits.items()}
+    firsts = {name: _first_state(plan, name, image, mesh, key) for name in names}
+    states, whole = {name: state for name, (_, state) in firsts.items()}, sharding.replicated(mesh)
+    jobs = {
+        ("init", name): (jax.jit(init, out_shardings=whole), (key,))
+        for name, (init, _) in firsts.items()
+    }
     rows = {size: _rows(size, plan, mesh) for size in plan.batch_sizes}
     for entry in plan.entries():
         if entry.framework == "jax":
@@ -218,12 +212,12 @@ def _profile(entry: Entry, folder: Path) -> contextlib.AbstractContextManager[An
     return jax.profiler.trace(folder, create_perfetto_trace=True)
 
 
-def _init(
-    plan: Plan, sampler: str, image: jax.ShapeDtypeStruct, mesh: Mesh
-) -> Callable[[Key], TrainState]:
+def _first_state(
+    plan: Plan, sampler: str, image: jax.ShapeDtypeStruct, mesh: Mesh, key: Key
+) -> tuple[Callable[[Key], TrainState], TrainState]:
     """The state depends on neither the dtype nor the batch size."""
     config = plan.config_of(sampler, plan.dtypes[0], plan.batch_sizes[0])
-    return init_function(build(config, mesh), (plan.batch_sizes[0], *image.shape))
+    return first_state(build(config, mesh), (plan.batch_sizes[0], *image.shape), key, mesh)
 
 
 def _functions(

@@ -9,9 +9,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from adaptive_ts.experiment import sharding
+from adaptive_ts.experiment.compiling import compiling
+from adaptive_ts.experiment.config import Config
+from adaptive_ts.experiment.data import load_split
 from adaptive_ts.experiment.errors import one_line
-from adaptive_ts.experiment.factory import Built
-from adaptive_ts.experiment.state import TrainState, make_init
+from adaptive_ts.experiment.factory import Built, build, first_state
+from adaptive_ts.experiment.state import TrainState
 from adaptive_ts.experiment.step import StepFn, make_step
 from adaptive_ts.types import Batch, Key
 
@@ -87,13 +90,6 @@ def with_memory(run: Callable[[], Any]) -> Any:
         raise CannotRunError(f"out of memory ({one_line(error)})") from None
 
 
-def init_function(built: Built, shape: tuple[int, ...]) -> Callable[[Key], TrainState]:
-    """key -> the state before the first step on images of ``shape`` (b, H, W, C)."""
-    example = {"image": jax.ShapeDtypeStruct(shape, np.float32)}
-    parts = built.parts
-    return make_init(built.init_params, parts.optimizer, parts.sampler, example)
-
-
 def step_functions(built: Built) -> dict[str, StepFn]:
     """The variants of the step that ``train.py`` compiles: "plain" and, if it probes, "probe"."""
     if not built.probe_every:
@@ -105,6 +101,37 @@ def put_images(images: np.ndarray, mesh: Mesh) -> Batch:
     """The batch of images (b, H, W, C), as they are stored, on the devices; all of class 0."""
     labels = np.zeros(images.shape[:1], np.int32)
     return sharding.put_batch({"image": images, "label": labels}, mesh)
+
+
+def make_trainers(
+    configs: Mapping[K, Config], mesh: Mesh, progress: Callable[[K], Any] = lambda name: None
+) -> dict[K, Trainer]:
+    """What trains by each config, compiled side by side, on the first images of the first's set.
+
+    Args:
+      configs: name -> config; of one data set and one batch size.
+      mesh: the devices.
+      progress: hears a name when its steps are compiled.
+    """
+    first = next(iter(configs.values()))
+    dataset = load_split(first.data, "train", lambda line: None)
+    images, _ = dataset.rows(np.arange(first.train.batch_size) % dataset.images.shape[0])
+    batch, key = put_images(images, mesh), jax.random.key(first.seed)
+    states, jobs, whole = {}, {}, sharding.replicated(mesh)
+    for name, config in configs.items():
+        built = build(config, mesh)
+        init, _ = first_state(built, images.shape, key, mesh)
+        states[name] = jax.jit(init, out_shardings=whole)(key)
+        for variant, step in step_functions(built).items():
+            jobs[name, variant] = (step, (states[name], batch, key))
+    trainers = {}
+    with compiling(jobs) as compiled:
+        for name, config in configs.items():
+            own = [variant for owner, variant in jobs if owner == name]
+            steps = {variant: compiled((name, variant)) for variant in own}
+            trainers[name] = Trainer(states[name], steps, batch, key, config.sampler.every)
+            progress(name)
+    return trainers
 
 
 def in_turn(

@@ -13,9 +13,9 @@ from adaptive_ts.experiment.checkpoint import open_checkpoints
 from adaptive_ts.experiment.config import Config, from_dict
 from adaptive_ts.experiment.data import is_latent, load_split
 from adaptive_ts.experiment.errors import UserError, one_line
-from adaptive_ts.experiment.factory import Built, build, check_classes
+from adaptive_ts.experiment.factory import Built, build, check_classes, first_state
 from adaptive_ts.experiment.files import read_json
-from adaptive_ts.experiment.state import TrainState, first_state
+from adaptive_ts.experiment.state import TrainState
 
 Log = Callable[[str], None]
 
@@ -81,9 +81,8 @@ def load_trained(
     check_classes(config, dataset)
     shape = dataset.images.shape[1:]
     built = build(config, mesh)
-    parts, key = built.parts, jax.random.key(config.seed)
-    whole = (config.train.batch_size, *shape)
-    _, target = first_state(built.init_params, parts.optimizer, parts.sampler, whole, key, mesh)
+    key, whole = jax.random.key(config.seed), (config.train.batch_size, *shape)
+    _, target = first_state(built, whole, key, mesh)
     said: list[str] = []
     with _view(folder, steps if step is None else [step]) as view:
         try:

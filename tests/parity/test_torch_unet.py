@@ -10,11 +10,11 @@ from test_throughput import one_device, run
 
 from adaptive_ts.experiment import sharding, throughput_torch
 from adaptive_ts.experiment.config import ModelConfig, replace
-from adaptive_ts.experiment.factory import build
+from adaptive_ts.experiment.factory import build, first_state
 from adaptive_ts.experiment.models.convert import from_torch
 from adaptive_ts.experiment.models.unet import UNet
 from adaptive_ts.experiment.step import make_step
-from adaptive_ts.experiment.throughput_race import CannotRunError, init_function, put_images
+from adaptive_ts.experiment.throughput_race import CannotRunError, put_images
 
 torch = pytest.importorskip("torch")
 
@@ -127,7 +127,8 @@ def test_clipping_adam_and_average_are_those_of_the_step(small):
             own.copy_(value)
             average.copy_(value)
     built, key = build(small, mesh), jax.random.key(0)
-    state = init_function(built, images.shape)(key)
+    init, _ = first_state(built, images.shape, key, mesh)
+    state = init(key)
     params = as_params(trainer.model.state_dict(), state.params)
     params = jax.tree.map(np.array, params)  # PyTorch goes on to write into its own
     before = flat(params)

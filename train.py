@@ -4,31 +4,20 @@ import os
 from pathlib import Path
 
 from adaptive_ts.experiment.cli import parse, run_cli
-from adaptive_ts.experiment.errors import UserError, one_line
 
 
 def main(argv: list[str]) -> int:
     # The names of data sets, samplers and schedules are known without starting JAX's devices.
     from adaptive_ts.experiment.factory import known_names
+    from adaptive_ts.experiment.hosts import joined
 
-    row, config = parse(argv, configs_dir=Path(__file__).parent / "configs", known=known_names())
-    start_hosts(config.hosts)
-    from adaptive_ts.experiment.loop import run
+    own = [token for token in argv if token not in ("--dry_run", "--dry-run")]
+    row, config = parse(own, configs_dir=Path(__file__).parent / "configs", known=known_names())
+    from adaptive_ts.experiment.dry_run import dry_run
+    from adaptive_ts.experiment.loop import EXIT_RESUME, run
 
-    return run(row, config)
-
-
-def start_hosts(hosts) -> None:
-    """Joins the other processes, if the config names any."""
-    import jax
-
-    try:
-        if hosts.auto:
-            jax.distributed.initialize()
-        elif hosts.coordinator is not None:
-            jax.distributed.initialize(hosts.coordinator, hosts.num_processes, hosts.process_id)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"--hosts: cannot join the other processes: {one_line(error)}") from error
+    with joined(config.hosts, EXIT_RESUME):
+        return run(row, config) if len(own) == len(argv) else dry_run(row, config)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from adaptive_ts.experiment.checkpoint import checksums, open_checkpoints, state_digest
+from adaptive_ts.experiment.checkpoint import open_checkpoints
+from adaptive_ts.experiment.digests import checksums, state_digest
 from adaptive_ts.experiment.errors import UserError
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "DataConfig",
     "GenerateConfig",
     "HostsConfig",
+    "MeshConfig",
     "ModelConfig",
     "OptimizerConfig",
     "SamplerConfig",
@@ -149,6 +150,10 @@ class TrainConfig:
     """Checkpoints kept, the newest."""
     tensorboard: bool = True
     """Write the metrics for TensorBoard too."""
+    accumulate: int = 1
+    """Microbatches of a step, one after the other in less memory; batch_size is that of all."""
+    max_skipped: int = 0
+    """Updates skipped in a row, their loss or gradient not finite, before stopping; 0: none."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +173,16 @@ class GenerateConfig:
 
 
 @dataclass(frozen=True)
+class MeshConfig:
+    """How the devices of all processes share a run."""
+
+    data: int | None = None
+    """Devices along the axis data, which splits the batch; None: all that fsdp leaves."""
+    fsdp: int = 1
+    """Devices along fsdp, which splits the batch and the model's state; 1: the state is whole."""
+
+
+@dataclass(frozen=True)
 class HostsConfig:
     """More than one process. Start the same command on every host."""
 
@@ -179,6 +194,8 @@ class HostsConfig:
     """Which one this is, from 0."""
     auto: bool = False
     """Ask the environment for all three (TPU pods, SLURM, Open MPI)."""
+    timeout: int = 100
+    """Seconds without a sign of life after which a process counts as lost, and all stop."""
 
 
 @dataclass(frozen=True)
@@ -197,14 +214,17 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     hosts: HostsConfig = field(default_factory=HostsConfig)
 
 
-# Where bytes lie, how long to go on and what to write down do not change what is computed.
+# Where bytes lie, how long to go on, what to write down and which devices share the work how do
+# not change what is computed (but for the order of sums, and which units a dropout drops).
 _NOT_THE_RUN = (
     *("workdir", "data.dir", "data.source_dir", "train.steps", "train.log_every"),
-    *("train.save_every", "train.max_to_keep", "train.tensorboard"),
-    *("hosts.coordinator", "hosts.num_processes", "hosts.process_id", "hosts.auto"),
+    *("train.save_every", "train.max_to_keep", "train.tensorboard", "train.accumulate"),
+    *("train.max_skipped", "mesh.data", "mesh.fsdp", "hosts.auto", "hosts.timeout"),
+    *("hosts.coordinator", "hosts.num_processes", "hosts.process_id"),
 )
 
 # What default_workdir spells out.

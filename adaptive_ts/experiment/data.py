@@ -51,6 +51,7 @@ def load(
     downsample: int = 1,
     image_size: int | None = None,
     ram_limit: int = RAM_LIMIT,
+    keep: bool = True,
     log: Log = print,
 ) -> Dataset:
     """Loads a split, preparing the set and decoding the split when that was not done before.
@@ -66,6 +67,7 @@ def load(
         image_size: pads height and width to this many pixels with the darkest value, centred; a
             folder of images is cropped and resized to it instead.
         ram_limit: in bytes; a larger set is read from its record files batch by batch.
+        keep: write what was decoded beside the records.
         log: receives one line for each slow thing done.
 
     Returns:
@@ -94,12 +96,13 @@ def load(
             log(f"decoding {name}/{split} once: {len(kept)} images")
             images, labels = decode(records, name)
             dataset = from_arrays(images, labels, name=name, num_classes=classes, latents=True)
-            write_cache(cache, dataset, log)
+            if keep:
+                write_cache(cache, dataset, log)
     images = shrink(dataset.images, downsample, name)
     return dataset._replace(images=pad(images, image_size, name))
 
 
-def load_split(config: DataConfig, split: str, log: Log = print) -> Dataset:
+def load_split(config: DataConfig, split: str, log: Log = print, *, keep: bool = True) -> Dataset:
     """`load` of what a config names.
 
     Raises:
@@ -112,6 +115,7 @@ def load_split(config: DataConfig, split: str, log: Log = print) -> Dataset:
         source_dir=config.source_dir,
         downsample=config.downsample,
         image_size=config.image_size,
+        keep=keep,
         log=log,
     )
     if config.flip and is_latent(dataset.images.dtype):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adaptive_ts.experiment import image_folder, recipes
+from adaptive_ts.experiment.config import DataConfig
 from adaptive_ts.experiment.errors import UserError, nearest, quiet
 from adaptive_ts.experiment.recipes import Recipe
 from adaptive_ts.experiment.record_files import (
@@ -68,16 +69,9 @@ def prepare(
         UserError: for an unknown name, missing or damaged sources, a set in another file format or
             made from other files, or a folder that cannot be written.
     """
-    root = data_root(data_dir)
+    root, stored = _place(name, data_dir, source_dir, image_size)
     if name.partition("/")[0] in _OWN:
-        return _prepare_own(name, root, source_dir, image_size, log)
-    if source_dir is not None:
-        if name not in RECIPES:
-            raise UserError(
-                f"source_dir is only read for {', '.join(_names())}; got {name!r}: files of your "
-                "own are of one of the last two kinds, by any NAME"
-            )
-        root = root / f"source-{_contents(Path(source_dir).expanduser())}"
+        return _prepare_own(name, stored, root, source_dir, image_size, log)
     found = versions(root, name)
     readable = [folder for folder, kind in found.items() if kind == "array_record"]
     if readable:
@@ -93,8 +87,31 @@ def prepare(
     return _prepare_theirs(name, root, log)
 
 
+def is_prepared(config: DataConfig) -> bool:
+    """Whether `prepare` finds the set that a config names, and makes nothing."""
+    place = _place(config.name, config.dir, config.source_dir, config.image_size)
+    return bool(versions(*place))
+
+
+def _place(
+    name: str, data_dir: str | os.PathLike | None, source_dir: str | None, image_size: int | None
+) -> tuple[Path, str]:
+    """The folder of prepared sets that a set is in, and its name there."""
+    root, own = data_root(data_dir), _OWN.get(name.partition("/")[0])
+    if own is not None:
+        return root, f"{name}_{image_size}" if own.resized and image_size is not None else name
+    if source_dir is None:
+        return root, name
+    if name not in RECIPES:
+        raise UserError(
+            f"source_dir is only read for {', '.join(_names())}; got {name!r}: files of your "
+            "own are of one of the last two kinds, by any NAME"
+        )
+    return root / f"source-{_contents(Path(source_dir).expanduser())}", name
+
+
 def _prepare_own(
-    name: str, root: Path, source_dir: str | None, image_size: int | None, log: Log
+    name: str, stored: str, root: Path, source_dir: str | None, image_size: int | None, log: Log
 ) -> Path:
     """A set of the user's own files, found by its name; made from ``source_dir`` the first time."""
     kind, _, own_name = name.partition("/")
@@ -103,7 +120,6 @@ def _prepare_own(
             f"data set {name!r}: give it a name of small letters, digits and _: {kind}/NAME"
         )
     own = _OWN[kind]
-    stored = f"{name}_{image_size}" if own.resized and image_size is not None else name
     found = list(versions(root, stored))
     if source_dir is None:
         if not found:

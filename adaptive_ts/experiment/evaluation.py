@@ -136,7 +136,7 @@ def _by_timestep(
     """function((k,) timesteps, *arguments), some timesteps on each device at a time."""
     count, devices = len(timesteps), mesh.size
     block = min(_TIMESTEPS_AT_ONCE, -(-count // devices)) * devices
-    rows, whole = PartitionSpec(sharding.AXIS), PartitionSpec()
+    rows, whole = PartitionSpec(sharding.axes(mesh)), PartitionSpec()
     # Without the check a gradient is of the device's own timesteps, not the sum over devices.
     run = jax.jit(
         jax.shard_map(

@@ -194,6 +194,8 @@ def _build(config: Config, mesh: Mesh) -> Built:
         ema_decay=config.optimizer.ema_decay,
         flip=config.data.flip,
         mesh=mesh,
+        accumulate=config.train.accumulate,
+        skip=config.train.max_skipped > 0,
     )
     every = config.sampler.every if config.sampler.name in PROBING else None
     eps_loss = diffusion.denoising_loss(predict_eps, schedule)

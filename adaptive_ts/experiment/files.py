@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -27,6 +28,24 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike[str], *, wait: bool = True) -> Iterator[bool]:
+    """Holds the lock that a file stands for; the system frees it when the process ends.
+
+    Args:
+      path: the file, made if need be; it stays.
+      wait: until whoever holds it lets go; False: yields False at once if somebody does.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with Path(path).open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def to_plain(value: Any) -> Any:

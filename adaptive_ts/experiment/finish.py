@@ -7,16 +7,15 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from adaptive_ts.experiment import pictures, report
-from adaptive_ts.experiment.checkpoint import state_digest
+from adaptive_ts.experiment import pictures, report, sharding
 from adaptive_ts.experiment.config import Config
 from adaptive_ts.experiment.data import Dataset, is_latent
-from adaptive_ts.experiment.factory import Built
+from adaptive_ts.experiment.digests import state_digest
 from adaptive_ts.experiment.files import read_json, write_json
 from adaptive_ts.experiment.images import image_batches, save_grid
 from adaptive_ts.experiment.likelihood import Evaluation, evaluate
+from adaptive_ts.experiment.plan import Plan
 from adaptive_ts.experiment.state import LOSS_BUCKETS, TrainState, final_keys
 from adaptive_ts.experiment.step import density_timesteps
 from adaptive_ts.grid import TimeGrid
@@ -51,30 +50,23 @@ def complete_text(folder: Path, config: Config) -> str:
     )
 
 
-def finish(
-    row: str,
-    config: Config,
-    folder: Path,
-    built: Built,
-    state: TrainState,
-    held_out: Dataset,
-    elapsed: float,
-    mesh: Mesh,
-) -> str:
+def finish(plan: Plan, state: TrainState, held_out: Dataset, elapsed: float) -> str:
     """Evaluates, generates, draws and writes; returns the paragraph to print.
 
     Every process takes part in the computing; process 0 writes.
     """
+    config, folder, built, mesh = plan.config, plan.folder, plan.built, plan.mesh
     step = int(state.step)
+    ema = sharding.gather(state.ema, mesh)
     key_noise, key_images = final_keys(config.seed)
     size = config.train.batch_size
-    result = evaluate(built, state.ema, held_out, size, key_noise, mesh)
+    result = evaluate(built, ema, held_out, size, key_noise, mesh)
     shape = held_out.images.shape[1:]
     latents = is_latent(held_out.images.dtype)
     batches = image_batches(config, built, shape, mesh, latents=latents)
-    images = np.concatenate(list(batches(state.ema, key_images)))
+    images = np.concatenate(list(batches(ema, key_images)))
     summary = {
-        "row": row,
+        "row": plan.row,
         "dataset": held_out.name,
         "sampler": config.sampler.name,
         "schedule": config.schedule.name,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from adaptive_ts.experiment import sharding
 from adaptive_ts.statistics import LossStatistics, init_statistics
@@ -63,8 +63,24 @@ def final_keys(seed: int) -> tuple[Key, Key]:
 
 
 def abstract(init: Callable[[Key], TrainState], key: Key, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the state, without making it."""
-    whole = sharding.replicated(mesh)
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(init, key)
-    )
+    """Shapes, dtypes and shardings of the state, without making it.
+
+    On a mesh with an axis ``fsdp`` the model's parameters, their average and its optimizer's state
+    are split over it; the sampler's state is small and everywhere whole.
+    """
+    whole, state = sharding.replicated(mesh), jax.eval_shape(init, key)
+
+    def placed(x: jax.ShapeDtypeStruct, where: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    model = {
+        name: jax.tree.map(lambda x: placed(x, sharding.shared(mesh, x.shape)), value)
+        for name, value in state._asdict().items()
+        if name in ("params", "ema", "opt_state")
+    }
+    return jax.tree.map(lambda x: placed(x, whole), state)._replace(**model)
+
+
+def shardings(tree: Any) -> Any:
+    """Where each leaf of a placed tree, abstract or not, lives."""
+    return jax.tree.map(lambda x: x.sharding, tree)

@@ -14,7 +14,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("seed", lambda v: 0 <= v < 2**32, "in 0..4294967295"),
     ("schedule.num_timesteps", lambda v: 2 <= v <= 100_000, "in 2..100000"),
     ("sampler.history", lambda v: v >= 3, "at least 3"),
-    ("optimizer.warmup_steps hosts.process_id", lambda v: v >= 0, "at least 0"),
+    ("optimizer.warmup_steps hosts.process_id train.max_skipped", lambda v: v >= 0, "at least 0"),
     (
         "sampler.entropy_coef generate.guidance",
         lambda v: 0 <= v < math.inf,
@@ -28,7 +28,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "train.batch_size train.log_every train.save_every train.max_to_keep generate.num_images "
         "generate.steps hosts.num_processes model.transformer.patch_size "
         "model.transformer.hidden_size model.transformer.depth model.transformer.num_heads "
-        "model.transformer.num_classes",
+        "model.transformer.num_classes train.accumulate mesh.data mesh.fsdp hosts.timeout",
         lambda v: v >= 1,
         "at least 1",
     ),

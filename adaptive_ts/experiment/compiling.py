@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from adaptive_ts.experiment.errors import quiet
+
 Compiled = Callable[..., Any]
 
 
@@ -20,6 +22,9 @@ def compiling(
     Args:
       jobs: name -> (a jitted function, its arguments, abstract or real), most urgent first.
     """
+    # While grain is imported no other thread can import anything: it replaces Python's own way to.
+    with quiet():
+        import grain  # noqa: F401
     pool = concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count())
     futures = {
         name: pool.submit(lambda f, args: f.lower(*args).compile(), function, args)

@@ -46,7 +46,8 @@ def checksums(tree: PyTree, *, on_device: bool | None = None) -> dict[str, int]:
 
     Args:
         tree: arrays of 1, 2, 4 or 8 bytes per element, or typed keys.
-        on_device: compiled, for each shape; or by NumPy. By default NumPy for a CPU's own arrays.
+        on_device: compiled, for each shape; or by NumPy, each process its own shards. By default
+            NumPy for arrays of CPUs.
 
     Returns:
         ``{path: checksum}``.
@@ -54,8 +55,13 @@ def checksums(tree: PyTree, *, on_device: bool | None = None) -> dict[str, int]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     raw = [_raw(x) for _, x in leaves]
     device = [not _on_cpu(x) if on_device is None else on_device for x in raw]
-    sums = [_checksum(x) if d else _host_checksum(x) for d, x in zip(device, raw, strict=True)]
+    sums = [_checksum(x) if d else _own_sum(x) for d, x in zip(device, raw, strict=True)]
     sums = jax.device_get(sums)
+    if not all(d or _is_here(x) for d, x in zip(device, raw, strict=True)):
+        parts = multihost_utils.process_allgather(np.asarray(sums, np.uint32))
+        shared = np.sum(parts, axis=0, dtype=np.uint32)
+        kept = [d or _is_here(x) for d, x in zip(device, raw, strict=True)]
+        sums = [own if k else whole for own, whole, k in zip(sums, shared, kept, strict=True)]
     return {jax.tree_util.keystr(p): int(s) for (p, _), s in zip(leaves, sums, strict=True)}
 
 
@@ -86,12 +92,35 @@ def _checksum(x):
     return jnp.sum(bits * weight, dtype=jnp.uint32)
 
 
-def _host_checksum(x) -> int:
-    x = _on_host(x).reshape(-1)
-    bits = x.view(f"u{min(x.itemsize, 4)}").astype(np.uint32)
-    return int(np.sum(bits * (2 * np.arange(bits.size, dtype=np.uint32) + 1), dtype=np.uint32))
+def _own_sum(x) -> np.uint32:
+    """The part of the checksum that is of this process's own shards, each counted once."""
+    if _is_here(x):
+        return _weighted_sum(np.asarray(x), (), np.shape(x))
+    parts = [
+        _weighted_sum(np.asarray(shard.data), shard.index, x.shape)
+        for shard in x.addressable_shards
+        if shard.replica_id == 0
+    ]
+    return np.sum(parts, dtype=np.uint32)
+
+
+def _weighted_sum(block: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...]) -> np.uint32:
+    """Of the elements of a block that is ``[index]`` of an array of this shape."""
+    block = np.ascontiguousarray(block).reshape(*block.shape, 1)
+    bits = block.view(f"u{min(block.itemsize, 4)}").astype(np.uint32)
+    starts = [part.start or 0 for part in index] or [0] * len(shape)
+    position, stride = np.zeros((), np.uint32), 1
+    for axis, size in reversed(list(enumerate((*shape, bits.shape[-1])))):
+        along = np.arange(bits.shape[axis], dtype=np.uint64) + np.uint64((*starts, 0)[axis])
+        along = (along * np.uint64(stride)).astype(np.uint32)
+        position = position + along.reshape(-1, *(1,) * (bits.ndim - 1 - axis))
+        stride = stride * size % 2**32
+    return np.sum(bits * (2 * position + np.uint32(1)), dtype=np.uint32)
+
+
+def _is_here(x) -> bool:
+    return not isinstance(x, jax.Array) or x.is_fully_addressable
 
 
 def _on_cpu(x) -> bool:
-    here = not isinstance(x, jax.Array) or x.is_fully_addressable
-    return here and all(d.platform == "cpu" for d in getattr(x, "devices", set)())
+    return all(d.platform == "cpu" for d in getattr(x, "devices", set)())

@@ -47,6 +47,8 @@ def _join(hosts: HostsConfig) -> None:
         "heartbeat_timeout_seconds": hosts.timeout,
         "shutdown_timeout_seconds": hosts.timeout,
     }
+    # Two programs under way at once may each hold a thread that the other's collective waits for.
+    jax.config.update("jax_cpu_enable_async_dispatch", not (hosts.auto or hosts.coordinator))
     try:
         if hosts.auto:
             jax.distributed.initialize(**times)
@@ -62,7 +64,7 @@ def _last_words(error: BaseException, exit_lost: int) -> int:
     if isinstance(error, SystemExit) and isinstance(error.code, int | None):
         return error.code or 0
     me = f"process {jax.process_index()} of {jax.process_count()}, on {socket.gethostname()}"
-    code, why = 1, f"{type(error).__name__}: {one_line(error)}"
+    code, why = 1, one_line(error)
     if isinstance(error, UserError):
         code, why = error.exit_code, " ".join(str(error).split())
     elif isinstance(error, jax.errors.JaxRuntimeError) and any(w in str(error) for w in _LOST):

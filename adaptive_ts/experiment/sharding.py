@@ -89,8 +89,9 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
     """This process's share of a batch -> the global batch, split over the devices."""
-    sharding = split(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    rows = split(mesh)
+    with jax.transfer_guard_host_to_device("allow"):  # meant, though JAX counts it as implicit
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)
 
 
 def put_whole(tree: Any, mesh: Mesh) -> Any:

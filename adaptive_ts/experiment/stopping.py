@@ -44,14 +44,9 @@ def stop_requests(mesh: Mesh, reached_preemption: Callable[[int], bool]) -> Iter
 
 def _teller(mesh: Mesh) -> Callable[[bool], jax.Array]:
     """This process's flag -> how many devices' processes have theirs up, on every device."""
-    rows, mine = sharding.split(mesh), len(mesh.local_devices)
-    count = jax.jit(jnp.sum, in_shardings=rows, out_shardings=sharding.replicated(mesh))
-
-    def tell(flag: bool) -> jax.Array:
-        flags = np.full((mine,), flag, np.int32)
-        return count(jax.make_array_from_process_local_data(rows, flags))
-
-    return tell
+    mine = len(mesh.local_devices)
+    count = jax.jit(jnp.sum, out_shardings=sharding.replicated(mesh))
+    return lambda flag: count(sharding.put_batch(np.full((mine,), flag, np.int32), mesh))
 
 
 @contextlib.contextmanager

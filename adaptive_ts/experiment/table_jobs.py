@@ -95,7 +95,8 @@ def run_jobs(
                 exit_code=1,
             ) from error
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # Without waiting, Python 3.11's pool trips over a process that ends meanwhile, and hangs.
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _steps(job: Job) -> int:

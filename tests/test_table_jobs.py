@@ -4,8 +4,6 @@ import json
 import time
 from types import SimpleNamespace
 
-import pytest
-
 from adaptive_ts.experiment import table_jobs
 from adaptive_ts.experiment.config import Config
 from adaptive_ts.experiment.table_jobs import Job, run_jobs
@@ -19,9 +17,9 @@ def late(job, results, folder, options):
         results.put(job.config.train.steps)
         results.put({"label": job.label, "dataset": "d", "schedule": "s", "seed": seed})
     time.sleep(1)
+    (folder / f"{job.label}.ended").touch()
 
 
-@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_process_that_ends_after_its_last_result_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(table_jobs, "_work", late)
     monkeypatch.setattr(table_jobs, "image_features", lambda data, features: CHOICE)
@@ -29,3 +27,4 @@ def test_a_process_that_ends_after_its_last_result_is_waited_for(tmp_path, monke
     run_jobs(jobs, tmp_path, workers=1, image_evaluations=1, features=CHOICE)
     runs = (tmp_path / "d-s.jsonl").read_text().splitlines()
     assert [json.loads(run)["label"] for run in runs] == ["a", "b"]
+    assert (tmp_path / "a.ended").exists() and (tmp_path / "b.ended").exists()

@@ -95,7 +95,7 @@ def run_jobs(
                 exit_code=1,
             ) from error
         finally:
-            # Without waiting, Python 3.11's pool trips over a process that ends meanwhile, and hangs.
+            # Left without waiting, Python 3.11's pool hangs if a process ends at that moment.
             pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -4,6 +4,7 @@
 global). Inside ``jax.shard_map`` or ``jax.pmap`` pass the mapped axis: only sums cross devices.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -73,17 +74,28 @@ def all_gather(x: jax.Array, axis_name: AxisName) -> jax.Array:
     return jax.lax.psum(jax.lax.dynamic_update_slice(whole, x, start), axis_name)
 
 
-def take_example(batch: Batch, index: jax.Array, num_local: int, axis_name: AxisName) -> Batch:
+def take_example(
+    batch: Batch,
+    index: jax.Array,
+    num_local: int,
+    axis_name: AxisName,
+    sharding: jax.sharding.NamedSharding | None = None,
+) -> Batch:
     """The example with a global index, as a batch of one, the same on every device.
 
     Leaves whose leading axis is ``num_local`` are per-example and are sliced; others, which
-    cannot belong to one example, are passed on whole.
+    cannot belong to one example, are passed on whole. With ``sharding``, in global view, a slice
+    is a sum in which all other examples count as 0: only this one crosses devices. The compiler
+    would gather the whole batch on each of them, to slice it there.
     """
     owner, local = index // num_local, index % num_local
 
     def take(leaf: jax.Array) -> jax.Array:
         if len(leaf.shape) == 0 or leaf.shape[0] != num_local:
             return leaf
+        if sharding is not None and jnp.issubdtype(leaf.dtype, jnp.number):
+            mine = (jnp.arange(num_local) == index).reshape(-1, *(1,) * (leaf.ndim - 1))
+            return jnp.sum(jnp.where(mine, leaf, 0), axis=0, keepdims=True, dtype=leaf.dtype)
         row = jax.lax.dynamic_slice_in_dim(leaf, local, 1)
         if axis_name is None:
             return row
@@ -94,6 +106,44 @@ def take_example(batch: Batch, index: jax.Array, num_local: int, axis_name: Axis
     return jax.tree.map(take, batch)
 
 
-def take_examples(batch: Batch, index: jax.Array, num_local: int, axis_name: AxisName) -> Batch:
+def take_examples(
+    batch: Batch,
+    index: jax.Array,
+    num_local: int,
+    axis_name: AxisName,
+    sharding: jax.sharding.NamedSharding | None = None,
+) -> Batch:
     """Several examples (m,), each a batch of one as by `take_example`, stacked: (m, 1, ...)."""
-    return jax.vmap(lambda i: take_example(batch, i, num_local, axis_name))(index)
+    return jax.vmap(lambda i: take_example(batch, i, num_local, axis_name, sharding))(index)
+
+
+def on_rows(
+    f: Callable[..., Any], size: int, sharding: jax.sharding.NamedSharding | None
+) -> Callable[..., Any]:
+    """``f`` of arrays that lead with axis b, done on each device for its own examples.
+
+    For what is done example by example, in global view. A loop in it then goes on for as long as
+    the device's own examples need; the compiler's own split asks all devices at each turn.
+
+    Args:
+      f: of arrays of b examples, to such arrays.
+      size: b.
+      sharding: of axis b; None, or one that does not divide it, leaves f as it is.
+    """
+    if sharding is None or size % parts(sharding):
+        return f
+    spec = sharding.spec
+    return jax.shard_map(f, mesh=sharding.mesh, in_specs=spec, out_specs=spec)
+
+
+def replicate(x: jax.Array, sharding: jax.sharding.NamedSharding | None) -> jax.Array:
+    """The whole of it on every device, in global view; x itself without a sharding."""
+    if sharding is None:
+        return x
+    whole = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return jax.lax.with_sharding_constraint(x, whole)
+
+
+def parts(sharding: jax.sharding.NamedSharding) -> int:
+    """Into how many an axis is split."""
+    return sharding.num_devices // sharding.shard_shape((sharding.num_devices,))[0]

@@ -34,6 +34,7 @@ def decrease_on_batch(
     common_noise: bool = True,
     relative: bool = False,
     axis_name: AxisName = None,
+    sharding: jax.sharding.NamedSharding | None = None,
 ) -> jax.Array:
     """delta[k, i] = L(params; x_i, tau_k) - L(new_params; x_i, tau_k).
 
@@ -50,6 +51,9 @@ def decrease_on_batch(
       common_noise: False draws fresh noise for each evaluation, as the published code does.
       relative: decrease of log L instead of L.
       axis_name: the mapped axis inside ``shard_map`` or ``pmap``.
+      sharding: in global view, the sharding of axis b: the timesteps then follow one another.
+        A vmapped convolution merges axes s and b, which the devices can't share in this order:
+        each would evaluate all examples.
 
     Returns:
       (s, b) decreases, in the units of ``loss_fn``; positive where the step helped.
@@ -78,10 +82,11 @@ def decrease_on_batch(
         return _per_example(values, size)
 
     decrease = _decrease(losses, params, new_params, relative)
+    over_timesteps = jax.vmap if sharding is None else _unrolled
     if common_noise:
-        return jax.vmap(lambda t: decrease(t, key, key))(timesteps)
+        return over_timesteps(lambda t: decrease(t, key, key))(timesteps)
     before, after = jax.random.split(key, (2, timesteps.shape[0]))
-    return jax.vmap(decrease)(timesteps, before, after)
+    return over_timesteps(decrease)(timesteps, before, after)
 
 
 def decrease_profile(
@@ -288,13 +293,20 @@ def _over_buckets(
     def evaluate(index: jax.Array) -> jax.Array:
         if sharding is not None:
             index = jax.lax.with_sharding_constraint(index, sharding)
-        return jax.vmap(at_bucket)(timesteps[index], index)
+        values = jax.vmap(at_bucket)(timesteps[index], index)
+        # Or else the compiler gathers what the values are made of, to make them on each device.
+        return values if sharding is None else jax.lax.with_sharding_constraint(values, sharding)
 
     if local == size:
         profile = evaluate(index)
     else:
         profile = jax.lax.map(evaluate, index.reshape(local // size, -1)).reshape(-1)
-    return collectives.all_gather(profile, axis_name)[:num]
+    return collectives.replicate(collectives.all_gather(profile, axis_name), sharding)[:num]
+
+
+def _unrolled(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`jax.vmap`, one after the other."""
+    return lambda *xs: jnp.stack([f(*row) for row in zip(*xs, strict=True)])
 
 
 def _decrease(
@@ -329,6 +341,4 @@ def _is_indexed(loss_fn: LossFn) -> bool:
 def _devices_sharing(axis_name: AxisName, sharding: jax.sharding.NamedSharding | None) -> int:
     if axis_name is not None:
         return collectives.axis_size(axis_name)
-    if sharding is None:
-        return 1
-    return sharding.num_devices // sharding.shard_shape((sharding.num_devices,))[0]
+    return 1 if sharding is None else collectives.parts(sharding)

@@ -1,5 +1,6 @@
 """The policy gradient: running moments of the reward, and the REINFORCE loss of a Beta policy."""
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 
 from adaptive_ts import collectives
 from adaptive_ts.policy import beta_entropy, beta_log_prob
-from adaptive_ts.types import AxisName, Metrics, PerExample, Scalar
+from adaptive_ts.types import AxisName, Metrics, Params, PerExample, Scalar
 
 _DECAY = 0.9  # the running moments remember about ten probes: rewards shrink as training goes on
 _TINY = 1e-30
@@ -114,3 +115,41 @@ def reinforce_loss(
     if entropy == "in_reward":
         return -jnp.mean(log_prob * (advantage + bonus))
     return -jnp.mean(log_prob * advantage) - jnp.mean(bonus)
+
+
+def in_parts(
+    gradient: Callable[[PerExample, float], tuple[Params, Metrics]],
+    reward: PerExample,
+    old_mean: Scalar,
+    moments: RewardMoments,
+    entropy_coef: float,
+) -> tuple[Params, Metrics]:
+    """The gradient at the normalised `advantages`, as a combination of three that don't need them.
+
+    The advantage needs the mean and the std of the rewards, which cross devices; a gradient at it
+    would wait for them, and then cross devices too. `reinforce_loss` is linear in advantage and
+    entropy, so both can cross at once: with m an earlier mean, finite rewards r and their
+    gradient g(advantage, c),
+
+      g((r - mean) / std, c) = g(r - m, 0) / std - g(1, 0) (mean - m) / std + g(0, c).
+
+    Args:
+      gradient: g, with metrics that depend on neither argument.
+      reward: (b,); those that are not finite count for nothing.
+      old_mean: m. Near the mean, so that the first two terms don't cancel.
+      moments: with these rewards.
+      entropy_coef: c.
+    """
+    finite, (mean, std) = jnp.isfinite(reward), mean_and_std(moments)
+    scale = 1 / jnp.maximum(std, _TINY)
+    factors = scale, (old_mean - mean) * scale, jnp.float32(1)
+    found = [
+        gradient(jnp.where(finite, reward - old_mean, 0.0), 0.0),
+        gradient(finite.astype(jnp.float32), 0.0),
+        gradient(jnp.zeros_like(reward), entropy_coef),
+    ]
+
+    def combine(*grads: jax.Array) -> jax.Array:
+        return sum(factor * grad for factor, grad in zip(factors, grads, strict=True))
+
+    return jax.tree.map(combine, *(grads for grads, _ in found)), found[0][1]

@@ -99,3 +99,14 @@ def six(run_data, once):
 
     folder = once("six", make)
     return folder / "run", json.loads((folder / "compiled.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def three(run_data, once):
+    """The folder of a run that ended after three of the six steps, between two probes."""
+    from small_run import train
+
+    def make(folder):
+        assert train(folder / "run", run_data, "--train.steps 3")[0] == 0
+
+    return once("three", make) / "run"

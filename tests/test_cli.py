@@ -108,7 +108,7 @@ def test_changed_fields_get_a_folder_of_their_own():
     assert changed.workdir.startswith("runs/digits/adaptive-linear-seed0-")
 
 
-USAGE = "train.py [ROW] [--field.path VALUE ...]"
+USAGE = "train.py [ROW] [--dry_run] [--field.path VALUE ...]"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ COMMANDS = (
     "python -m pip install uv && uv run pytest",
 )
 PLACEHOLDERS = {"field.path"}  # of "--field.path VALUE"
-SWITCHES = {"list", "help"}  # of train.py, not fields
+SWITCHES = {"list", "help", "dry_run"}  # of train.py, not fields
 MODULES = [
     "adaptive_ts",
     *(

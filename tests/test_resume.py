@@ -6,20 +6,9 @@ import signal
 import subprocess
 import sys
 
-import pytest
 from small_run import ROOT, arguments, compiler_environment, lines, same_run, saved_steps, train
 
 from adaptive_ts.experiment import loop
-
-
-@pytest.fixture(scope="module")
-def three(run_data, once):
-    """A run that ended after three of the six steps, between two probes."""
-
-    def make(folder):
-        assert train(folder / "run", run_data, "--train.steps 3")[0] == 0
-
-    return once("three", make) / "run"
 
 
 def test_three_steps_and_three_more_equal_six(three, six, run_data, tmp_path):

@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -92,6 +93,8 @@ def open_checkpoints(
     options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, keep_period=keep_period)
     remedy = "pass --workdir another"
     logging.getLogger("absl").addFilter(_no_orbax)
+    if getattr(sys.unraisablehook, "func", None) is not _no_given_up_read:
+        sys.unraisablehook = functools.partial(_no_given_up_read, sys.unraisablehook)
     with _as_user_error(f"cannot use {root} for checkpoints", lambda: remedy), quiet():
         root.mkdir(parents=True, exist_ok=True)
         manager = ocp.CheckpointManager(root, item_names=("state", "meta"), options=options)
@@ -180,6 +183,14 @@ def _close(folder: _Folder) -> None:
 def _no_orbax(record: logging.LogRecord) -> bool:
     """Its threads log pages of traceback about what we report in one line."""
     return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def _no_given_up_read(hook: Callable[[Any], None], found: Any) -> None:
+    """Reads still under way when another fails complain as well, in pages, once they are freed."""
+    code = getattr(found.object, "cr_code", None)
+    other = code is None or f"{os.sep}orbax{os.sep}" not in code.co_filename
+    if other and str(found.exc_value) != "Event loop is closed":
+        hook(found)
 
 
 def _probe(root: epath.Path) -> None:

@@ -26,7 +26,7 @@ from adaptive_ts.experiment.errors import UserError, nearest, one_line
 from adaptive_ts.experiment.fields import expected, leaf_types, nearest_field
 
 DEFAULT_ROW = "digits"
-USAGE = "train.py [ROW] [--field.path VALUE ...]"
+USAGE = "train.py [ROW] [--dry_run] [--field.path VALUE ...]"
 
 
 class Row(NamedTuple):
@@ -45,7 +45,8 @@ class _Option(NamedTuple):
 def load_rows(configs_dir: str | os.PathLike[str]) -> dict[str, Row]:
     """The rows of every ``configs_dir/*.py``, by name.
 
-    Each file is data: a module with a dict ``ROWS: dict[str, Config]``.
+    Each file is data: a module with a dict ``ROWS: dict[str, Config]``. It is Python and is run: a
+    stranger's belongs here only once it is read. Nothing else that is read from files runs.
 
     Raises:
       UserError: no such folder, no rows, a file that does not load, a name used twice.
@@ -133,7 +134,8 @@ def parse(
 def _help(name: str, base: Config, rows: Iterable[str], known: Mapping[str, Sequence[str]]) -> str:
     about = (
         f"Trains a diffusion model. {len(rows)} rows; the default is {DEFAULT_ROW}, and --list "
-        f"describes them. Every field below is an option; the defaults shown are those of {name}."
+        f"describes them. Every field below is an option; the defaults shown are those of {name}. "
+        "With --dry_run it tells what the run would cost, and writes nothing."
     )
     names = [f"  --{path}: {', '.join(names)}" for path, names in known.items()]
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):

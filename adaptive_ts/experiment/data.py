@@ -144,7 +144,7 @@ def _locate(name: str, split: str, sizes: Mapping[str, int]) -> tuple[str, np.nd
 def _open(name: str, folder: Path, stored: str, kept: np.ndarray) -> tuple[Records, int]:
     """The records that are meant, and how many classes they have."""
     source, features = record_files.open_split(folder, stored)
-    classes = getattr(dict(features).get("label"), "num_classes", None)
+    classes = getattr(features.get("label"), "num_classes", None)
     get = functools.partial(read_records, name, source, folder, classes is not None)
     with quiet():  # the first record brings a warning; later ones may come from threads
         first, _ = get(np.arange(1))

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import hashlib
 import uuid
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adaptive_ts.experiment.errors import UserError, one_line
+from adaptive_ts.experiment.files import read_arrays
+from adaptive_ts.experiment.record_files import file_of
 
 Log = Callable[[str], None]
 _PIXELS = np.dtype(np.uint8)
@@ -135,17 +136,31 @@ def read_records(
     """
     try:
         rows = source.__getitems__([int(i) for i in index])
-        images = [row["image"] for row in rows]
-    except KeyError as e:
-        raise UserError(f"{name} has no feature 'image': it has {', '.join(rows[0])}") from e
     except Exception as e:  # the array_record reader and PIL raise many kinds
-        raise UserError(
-            f"{name}: damaged records in {folder} ({one_line(e)}): remove that folder, then "
-            "prepare the set again"
-        ) from e
+        raise UserError(_damaged(name, source, folder, index, e), exit_code=1) from e
+    if "image" not in rows[0]:
+        raise UserError(f"{name} has no feature 'image': it has {', '.join(rows[0])}")
+    images = [np.asarray(row["image"]) for row in rows]
     _same_size({image.shape for image in images}, name)
     labels = [row["label"] for row in rows] if labelled else np.zeros(len(rows))
     return as_stored(np.stack(images), name), np.asarray(labels, np.int32)
+
+
+def _damaged(name: str, source: Any, folder: Path, index: np.ndarray, error: Exception) -> str:
+    """Which of the records it was, read again one by one, and in which file."""
+    where, cause = str(folder), one_line(error)
+    for position in index.tolist():
+        try:
+            source[position]
+        except Exception as e:
+            file = file_of(source, position)
+            where = f"{file}, record {position} of the split"
+            cause = one_line(e) if file.is_file() else "there is no such file any more"
+            break
+    return (
+        f"{name}: damaged records in {where} ({cause}): put the file back as it was, or remove "
+        "that folder, then prepare the set again"
+    )
 
 
 def decode(records: Records, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -246,13 +261,14 @@ def read_cache(path: Path, name: str, size: int, log: Log) -> Dataset | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            images, labels, classes = file["images"], file["labels"], int(file["num_classes"])
-            mark = str(file["fingerprint"])
-        if len(images) != size or len(labels) != size or fingerprint(images, labels) != mark:
+        file = read_arrays(path)
+        images, labels, classes = file["images"], file["labels"], int(file["num_classes"])
+        mark = str(file["fingerprint"])
+        fits = len(images) == size and (labels.shape, labels.dtype) == ((size,), np.int32)
+        if not fits or fingerprint(images, labels) != mark:
             raise ValueError("it does not hold what was written")
         return Dataset(name, as_stored(images, name), labels, classes, mark)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, UserError) as e:
+    except Exception as e:  # a damaged archive raises nearly anything
         log(f"{path} is damaged ({one_line(e)}): decoding again")
         return None
 

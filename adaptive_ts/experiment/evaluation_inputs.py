@@ -13,7 +13,7 @@ from adaptive_ts.experiment import frechet
 from adaptive_ts.experiment.config import Config
 from adaptive_ts.experiment.data import Dataset, is_latent, load_split
 from adaptive_ts.experiment.errors import UserError, one_line
-from adaptive_ts.experiment.files import read_json
+from adaptive_ts.experiment.files import read_arrays, read_json
 from adaptive_ts.experiment.inception import check_images
 from adaptive_ts.experiment.inception_network import NUM_FEATURES
 from adaptive_ts.experiment.quality import LEAST_IMAGES, inception_network
@@ -104,8 +104,7 @@ def read_images(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"--images: no file {path}: give an images.npz, as generate writes it")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images = arrays["images"]
+        images = read_arrays(path)["images"]
     except Exception as error:  # zipfile, zlib and numpy each have their own
         raise UserError(
             f"--images: {path} is no .npz file with images ({one_line(error)})"

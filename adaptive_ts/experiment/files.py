@@ -71,6 +71,20 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
         file.write((json.dumps(to_plain(obj), indent=2) + "\n").encode())
 
 
+def read_arrays(file: str | os.PathLike[str] | BinaryIO) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz`` file; objects are refused, whose reading would run them.
+
+    Raises:
+      Exception: of nearly any kind: it is missing, damaged, or no such file.
+    """
+    with np.load(file, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    strange = [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]
+    if strange:
+        raise ValueError(f"{strange[0]} is no array")
+    return arrays
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """What a JSON file holds; None if there is no such file.
 
@@ -81,5 +95,5 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({one_line(error)}): move it away") from error

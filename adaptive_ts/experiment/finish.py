@@ -12,6 +12,7 @@ from adaptive_ts.experiment import pictures, report, sharding
 from adaptive_ts.experiment.config import Config
 from adaptive_ts.experiment.data import Dataset, is_latent
 from adaptive_ts.experiment.digests import state_digest
+from adaptive_ts.experiment.errors import UserError, one_line
 from adaptive_ts.experiment.files import read_json, write_json
 from adaptive_ts.experiment.images import image_batches, save_grid
 from adaptive_ts.experiment.likelihood import Evaluation, evaluate
@@ -54,6 +55,9 @@ def finish(plan: Plan, state: TrainState, held_out: Dataset, elapsed: float) -> 
     """Evaluates, generates, draws and writes; returns the paragraph to print.
 
     Every process takes part in the computing; process 0 writes.
+
+    Raises:
+      UserError: a disk that refuses.
     """
     config, folder, built, mesh = plan.config, plan.folder, plan.built, plan.mesh
     step = int(state.step)
@@ -92,8 +96,15 @@ def finish(plan: Plan, state: TrainState, held_out: Dataset, elapsed: float) -> 
         "workdir": str(folder),
     }
     if jax.process_index() == 0:
-        _draw(config, folder, built.parts.grid, state, result, images, step)
-        write_json(folder / "summary.json", summary)
+        try:
+            _draw(config, folder, built.parts.grid, state, result, images, step)
+            write_json(folder / "summary.json", summary)
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {folder}: {one_line(error)}; step {step} is saved: the same "
+                "command then finishes the run",
+                exit_code=1,
+            ) from error
     return report.summary_text(summary, _FILES)
 
 

@@ -6,7 +6,6 @@ and kept beside it; a distance means something only next to others of the same c
 
 import functools
 import hashlib
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +19,7 @@ from jax import lax
 
 from adaptive_ts.experiment.config import DataConfig
 from adaptive_ts.experiment.data import Dataset, batches, is_latent, load_split
-from adaptive_ts.experiment.files import atomic
+from adaptive_ts.experiment.files import atomic, read_arrays
 from adaptive_ts.experiment.image_metrics import (
     Gaussian,
     add_features,
@@ -181,9 +180,9 @@ def _restore(cache: Path, like: Params) -> Params | None:
     """The cached parameters; None where there are none of this shape."""
     leaves, structure = jax.tree.flatten(like)
     try:
-        with np.load(cache, allow_pickle=False) as saved:
-            found = [saved[str(i)] for i in range(len(leaves))]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        saved = read_arrays(cache)
+        found = [saved[str(i)] for i in range(len(leaves))]
+    except Exception:  # a damaged file raises nearly anything
         return None
     if [x.shape for x in found] != [x.shape for x in leaves]:
         return None

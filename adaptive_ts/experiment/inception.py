@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from adaptive_ts.experiment import inception_network, sharding
 from adaptive_ts.experiment.errors import UserError, one_line
+from adaptive_ts.experiment.files import read_arrays
 from adaptive_ts.experiment.inception_network import NUM_CLASSES, NUM_FEATURES, SIDE
 from adaptive_ts.experiment.torch_file import read_state_dict
 
@@ -211,8 +212,7 @@ def _on_all_devices(tree, mesh: Mesh):
 
 def _read_npz(content: bytes, name: str) -> dict[str, np.ndarray]:
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return dict(arrays)
+        return read_arrays(io.BytesIO(content))
     except Exception as error:  # zipfile, zlib and numpy each have their own
         raise UserError(f"{name} is no readable .npz file ({one_line(error)})") from error
 

@@ -38,7 +38,7 @@ import numpy as np
 
 from adaptive_ts.experiment.cli import Parser, check_empty, run_cli, usable
 from adaptive_ts.experiment.errors import UserError, one_line
-from adaptive_ts.experiment.files import atomic, read_json, write_json
+from adaptive_ts.experiment.files import atomic, read_arrays, read_json, write_json
 from adaptive_ts.experiment.image_folder import Listing, in_threads, list_images, read_image
 from adaptive_ts.experiment.pictures import save_image_grid
 from adaptive_ts.experiment.recipes import Download, Recipe, Record
@@ -262,14 +262,14 @@ def _recipe(
         for number, file in enumerate(files):
             part = items[number * _IN_PART : (number + 1) * _IN_PART]
             if any(item.split == split for item in part):
-                for item, latent in zip(part, np.load(file), strict=True):
+                for item, latent in zip(part, np.load(file, allow_pickle=False), strict=True):
                     if item.split == split:
                         yield latent, item.label
 
     def read(_download: Download) -> dict[str, Iterator[Record]]:
         return {split: records(split) for split in splits}
 
-    shape = np.load(files[0], mmap_mode="r").shape[1:]
+    shape = np.load(files[0], mmap_mode="r", allow_pickle=False).shape[1:]
     counts = (f"{sum(item.split == split for item in items):,} in {split}" for split in splits)
     about = f"latents {'x'.join(map(str, shape))}, {' and '.join(counts)}"
     return Recipe(name, shape, classes, read, dtype=np.float16, metadata=metadata, about=about)
@@ -337,8 +337,8 @@ def _read_latents(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     if not path.is_file():
         raise UserError(f"no file {path}: give an .npz with latents, as generate writes it")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            latents, labels = arrays["latents"], arrays.get("labels")
+        arrays = read_arrays(path)
+        latents, labels = arrays["latents"], arrays.get("labels")
     except Exception as error:  # zipfile, zlib and numpy each have their own
         raise UserError(f"{path} is no .npz file with latents ({one_line(error)})") from error
     if latents.ndim != 4 or latents.dtype.kind != "f" or 0 in latents.shape:

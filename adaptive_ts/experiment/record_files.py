@@ -4,6 +4,7 @@ A set lies in ``DATA_DIR/NAME/VERSION``. tensorflow-datasets writes into ``incom
 renames at the end, so a killed preparation leaves no half-written set and two at once don't mix.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -23,6 +24,8 @@ OUR_VERSION = "1.0.0"
 OWN_NAME = re.compile(r"[a-z][a-z0-9_]*")  # of a set that a user names
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _NAME = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*")
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # of features.json; the last is old
+_CLASS = re.compile(r"tensorflow_datasets\.core\.features(\.\w+)+")
 
 
 def data_root(data_dir: str | os.PathLike[str] | None) -> Path:
@@ -69,7 +72,10 @@ def split_sizes(folder: Path) -> dict[str, int]:
         ``{split: records}``.
     """
     splits = _info(folder).get("splits", [])
-    return {s["name"]: sum(int(n) for n in s.get("shardLengths", [])) for s in splits}
+    try:
+        return {s["name"]: sum(int(n) for n in s.get("shardLengths", [])) for s in splits}
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise UserError(_incomplete(folder, e)) from e
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
@@ -79,10 +85,11 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         folder: a version folder.
     """
     try:
-        return json.loads((folder / "metadata.json").read_text())
+        found = json.loads((folder / "metadata.json").read_text())
+        return found if isinstance(found, dict) else {}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise UserError(f"cannot read {folder / 'metadata.json'} ({one_line(e)})") from e
 
 
@@ -94,19 +101,60 @@ def open_split(folder: Path, split: str) -> tuple[Any, Any]:
         split: the name of a split.
 
     Returns:
-        ``(source, features)``: a random-access source of decoded records, and the features.
+        ``(source, features)``: a random-access source of decoded records, and the features by name.
 
     Raises:
-        UserError: if the folder cannot be read.
+        UserError: if the folder cannot be read, or would have a module imported that is not one of
+            tensorflow-datasets' own.
     """
     try:
+        # tensorflow-datasets imports whatever module features.json names, the set's own too.
+        for name in _class_names(json.loads((folder / "features.json").read_text())):
+            if not _CLASS.fullmatch(name):
+                raise UserError(
+                    f"{folder} is refused: its features.json asks to import {name[:100]!r}, which "
+                    "is no feature of tensorflow-datasets: prepare the set again without it"
+                )
         with quiet():
             import tensorflow_datasets as tfds
 
             builder = tfds.builder_from_directory(folder)
-            return builder.as_data_source(split), builder.info.features
+            return builder.as_data_source(split), dict(builder.info.features)
+    except UserError:
+        raise
     except Exception as e:  # tensorflow-datasets raises a dozen kinds here
         raise UserError(f"cannot read {folder} ({one_line(e)}): remove it and try again") from e
+
+
+def file_of(source: Any, position: int) -> Path:
+    """The file that holds a record of an opened split.
+
+    Args:
+        source: from `open_split`.
+        position: of the record in the split.
+    """
+    files = source.dataset_info.splits[source.split].file_instructions
+    for file in files:
+        if position < file.take:
+            break
+        position -= file.take
+    return Path(file.filename)
+
+
+def _class_names(value: Any) -> Iterator[str]:
+    """All that a features.json, in any of its formats, may have imported."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key in _CLASS_KEYS and isinstance(item, str):
+                yield item
+            else:
+                yield from _class_names(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _class_names(item)
+    elif isinstance(value, str):  # which may hold JSON again
+        with contextlib.suppress(ValueError):
+            yield from _class_names(json.loads(value))
 
 
 def build(recipe: Recipe, root: Path, log: Log) -> Path:
@@ -140,11 +188,16 @@ def build(recipe: Recipe, root: Path, log: Log) -> Path:
 
 def _info(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "dataset_info.json").read_text())
-    except (OSError, ValueError) as e:
-        raise UserError(
-            f"{folder} is no complete data set ({one_line(e)}): remove it and try again"
-        ) from e
+        found = json.loads((folder / "dataset_info.json").read_text())
+        if not isinstance(found, dict):
+            raise ValueError("dataset_info.json holds no object")
+        return found
+    except (OSError, ValueError, RecursionError) as e:
+        raise UserError(_incomplete(folder, e)) from e
+
+
+def _incomplete(folder: Path, error: Exception) -> str:
+    return f"{folder} is no complete data set ({one_line(error)}): remove it and try again"
 
 
 def _download(url: str, dl_manager: Any, root: Path) -> str | os.PathLike[str]:

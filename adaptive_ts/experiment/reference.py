@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from adaptive_ts.experiment import datasets
 from adaptive_ts.experiment.config import DataConfig
 from adaptive_ts.experiment.data import Dataset, Records, load_split
 from adaptive_ts.experiment.errors import UserError, one_line
-from adaptive_ts.experiment.files import atomic
+from adaptive_ts.experiment.files import atomic, read_arrays
 from adaptive_ts.experiment.image_metrics import Gaussian, add_features, to_gaussian
 from adaptive_ts.experiment.inception import Activations
 from adaptive_ts.experiment.inception_network import NUM_FEATURES
@@ -218,7 +218,7 @@ def read_statistics(path: str | Path, num_features: int = NUM_FEATURES) -> Refer
             f"no reference statistics at {path}: expected a .npz file with mu and sigma"
         )
     try:
-        arrays = _arrays(path)
+        arrays = read_arrays(path)
     except Exception as error:  # zipfile, zlib and numpy each have their own
         raise UserError(f"{path} is no readable .npz file ({one_line(error)})") from error
     missing = [key for key in ("mu", "sigma") if key not in arrays]
@@ -258,11 +258,6 @@ def everywhere(found: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.asarray(found))))
 
 
-def _arrays(path: Path) -> dict[str, Any]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return {key: arrays[key] for key in arrays.files}
-
-
 def _save(cache: Path, reference: Reference, log: Log) -> None:
     if jax.process_index():
         return
@@ -278,7 +273,7 @@ def _save(cache: Path, reference: Reference, log: Log) -> None:
 def _restore(cache: Path, source: str) -> Reference | None:
     """What was kept; None where there is nothing, or not what was written."""
     try:
-        arrays = _arrays(cache)
+        arrays = read_arrays(cache)
         statistics, features = Gaussian(arrays["mu"], arrays["sigma"]), arrays["features"]
         digest = statistics_digest(statistics)
         if digest != str(arrays["digest"]) or features.shape[1:] != statistics.mean.shape:

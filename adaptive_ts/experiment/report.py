@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -33,6 +34,9 @@ __all__ = [
     "summary_text",
     "write_json",
 ]
+
+
+_FLUSH_SECONDS = 10  # of TensorBoard's file, which waits for the disk
 
 
 class Metrics(NamedTuple):
@@ -92,25 +96,38 @@ def open_metrics(
     log = open_jsonl(Path(workdir) / "metrics.jsonl", resume_step=resume_step, enabled=enabled)
     if not (tensorboard and enabled):
         return log
-    from tensorboardX import SummaryWriter
+    # Not its SummaryWriter, whose thread ends at a full disk: the next writes would wait for ever.
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.summary_pb2 import Summary
 
     purge = 0 if resume_step is None else resume_step + 1
-    board = SummaryWriter(
-        str(Path(workdir) / "tensorboard"),
-        purge_step=purge,
-        flush_secs=10,
-        filename_suffix=f".{purge}",  # the name's own clock counts whole seconds
-    )
+    folder = Path(workdir) / "tensorboard"
+    folder.mkdir(exist_ok=True)
+    # The name's own clock counts whole seconds.
+    board = EventsWriter(str(folder / "events"), filename_suffix=f".{purge}")
+
+    flushed = -math.inf
+
+    def add(step: int, **content: Any) -> None:
+        nonlocal flushed
+        board.write_event(Event(wall_time=time.time(), step=step, **content))
+        if time.monotonic() - flushed > _FLUSH_SECONDS:
+            board.flush()
+            flushed = time.monotonic()
+
+    add(purge, session_log=SessionLog(status=SessionLog.START))
 
     def write(step: int, values: Mapping[str, Any]) -> None:
         log.write(step, values)
-        for name, value in to_plain(values).items():
-            if isinstance(value, int | float):
-                board.add_scalar(name, value, int(step))
+        numbers = {k: v for k, v in to_plain(values).items() if isinstance(v, int | float)}
+        scalars = [Summary.Value(tag=k, simple_value=v) for k, v in numbers.items()]
+        add(int(step), summary=Summary(value=scalars))
 
     def close() -> None:
-        log.close()
-        board.close()
+        with contextlib.ExitStack() as stack:  # both, whatever the first says
+            stack.callback(board.close)
+            stack.callback(log.close)
 
     return Metrics(write, close)
 

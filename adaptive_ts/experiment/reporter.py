@@ -48,13 +48,7 @@ def reporting(
       UserError: more updates in a row are not finite than may be skipped; a disk that refuses.
     """
     config, main = plan.config, jax.process_index() == 0
-    steps, tensorboard = config.train.steps, config.train.tensorboard
-    metrics_log = report.open_metrics(
-        plan.folder, resume_step=start, tensorboard=tensorboard, enabled=main
-    )
-    path = plan.folder / "timesteps.jsonl"
-    density_log = report.open_jsonl(path, resume_step=start, enabled=main)
-    progress = report.progress(steps, initial=start, enabled=main, log=plan.log)
+    progress = report.progress(config.train.steps, initial=start, enabled=main, log=plan.log)
     window: list[float] = []
     bad = skipped
 
@@ -84,16 +78,24 @@ def reporting(
             density_log.write(step.number, {"density": rounded})
 
     try:
-        yield Reporter(write, lambda: bad)
+        with contextlib.ExitStack() as stack:  # closing a log writes again what a full disk refused
+            stack.callback(progress.close)
+            metrics_log = report.open_metrics(
+                plan.folder,
+                resume_step=start,
+                tensorboard=config.train.tensorboard,
+                enabled=main,
+            )
+            stack.callback(metrics_log.close)
+            path = plan.folder / "timesteps.jsonl"
+            density_log = report.open_jsonl(path, resume_step=start, enabled=main)
+            stack.callback(density_log.close)
+            yield Reporter(write, lambda: bad)
     except OSError as error:
         raise UserError(
             f"cannot write to {plan.folder}: {one_line(error)}; {last_good(plan, checkpoints)}",
             exit_code=1,
         ) from error
-    finally:
-        progress.close()
-        metrics_log.close()
-        density_log.close()
 
 
 def last_good(plan: Plan, checkpoints: Checkpoints) -> str:

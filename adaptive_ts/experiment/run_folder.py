@@ -23,6 +23,8 @@ def check_folder(folder: Path, config: Config) -> None:
         raise UserError(f"--workdir: cannot use {folder}: {error.strerror}") from error
     if saved is None:
         return
+    if not isinstance(saved, dict):
+        raise UserError(f"{folder / 'config.json'} holds no config of a run: move it away")
     found = configs.differences(saved, config)
     if found:
         raise UserError(

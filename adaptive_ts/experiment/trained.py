@@ -10,10 +10,16 @@ import jax
 from jax.sharding import Mesh
 
 from adaptive_ts.experiment.checkpoint import open_checkpoints
-from adaptive_ts.experiment.config import Config, from_dict
+from adaptive_ts.experiment.config import Config, from_dict, validate
 from adaptive_ts.experiment.data import is_latent, load_split
 from adaptive_ts.experiment.errors import UserError, one_line
-from adaptive_ts.experiment.factory import Built, build, check_classes, first_state
+from adaptive_ts.experiment.factory import (
+    Built,
+    build,
+    check_classes,
+    first_state,
+    known_names,
+)
 from adaptive_ts.experiment.files import read_json
 from adaptive_ts.experiment.state import TrainState
 
@@ -50,7 +56,11 @@ def read_config(run: Path) -> Config:
         raise UserError(f"cannot read {run / 'config.json'}: {one_line(error)}") from error
     if not isinstance(saved, dict):
         raise UserError(f"{run} holds no config.json of a run: give the folder that train.py wrote")
-    return from_dict(saved)
+    config = from_dict(saved)
+    problems = validate(config, known_names())
+    if problems:
+        raise UserError(f"{run / 'config.json'}: {'; '.join(problems)}")
+    return config
 
 
 def load_trained(

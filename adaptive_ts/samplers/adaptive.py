@@ -125,8 +125,9 @@ def adaptive(
       jitter: draw the timestep of each stratum instead of taking its midpoint.
       chunk: buckets of a profile that a device evaluates at once; None for all.
       axis_name: the mapped axis inside ``shard_map`` or ``pmap``.
-      bucket_sharding: in global view, the sharding of an axis of buckets: lets the devices share
-        the profile.
+      bucket_sharding: in global view, how the batch's leading axis is split: lets the devices
+        share the axis of buckets of a profile in the same way, and do the rest for their own
+        examples. Left to itself, the compiler has each device do most of a probe.
 
     Returns:
       A `TimestepSampler` whose state is an `AdaptiveState`. Metrics: ``probed`` (1 where this
@@ -184,14 +185,16 @@ def adaptive(
     def draw(key: Key, state: AdaptiveState, batch: Batch) -> TimestepSample:
         a, b = policy.apply(state.policy, batch)
         index = collectives.example_index(a.shape[0], axis_name)
-        u = policies.beta_sample(collectives.example_keys(key, index), a, b)
+        own = collectives.on_rows(policies.beta_sample, a.shape[0], bucket_sharding)
+        u = own(collectives.example_keys(key, index), a, b)
         return TimestepSample(grid.to_t(u), u, jnp.ones(u.shape, jnp.float32))
 
     def log_density(state: AdaptiveState, sample: TimestepSample, batch: Batch) -> PerExample:
         a, b = policy.apply(state.policy, batch)
         if grid.num_timesteps is None:
             return policies.beta_log_prob(a, b, sample.u)
-        mass = policies.beta_log_mass(a, b, *grid.cell(sample.t))
+        own = collectives.on_rows(policies.beta_log_mass, a.shape[0], bucket_sharding)
+        mass = own(a, b, *grid.cell(sample.t))
         return mass + jnp.log(jnp.float32(grid.num_timesteps))
 
     def update(
@@ -246,7 +249,7 @@ def _probe(
         step.loss_fn,
         step.params,
         step.new_params,
-        collectives.take_example(step.batch, chosen, size, axis_name),
+        collectives.take_example(step.batch, chosen, size, axis_name, options.bucket_sharding),
         timesteps,
         key_profile,
         common_noise=options.common_noise,
@@ -270,13 +273,23 @@ def _probe(
         common_noise=options.common_noise,
         relative=options.relative,
         axis_name=axis_name,
+        sharding=options.bucket_sharding,
     )
     reward = decrease.sum(0) if options.reduce == "sum" else decrease.mean(0)
     moments, advantage, report = reinforce.advantages(
         state.reward, reward, normalize=options.normalize_reward, axis_name=axis_name
     )
     report["nonfinite"] += jnp.sum(~jnp.isfinite(profile)).astype(jnp.float32)
-    params, opt_state, learned = _learn(state, step, advantage, policy, optimizer, options)
+
+    def gradient(advantage: PerExample, entropy_coef: float) -> tuple[Params, Metrics]:
+        return _policy_gradient(state, step, advantage, policy, entropy_coef, options)
+
+    if options.bucket_sharding is not None and options.normalize_reward:
+        old = reinforce.mean_and_std(state.reward)[0]
+        grads, learned = reinforce.in_parts(gradient, reward, old, moments, options.entropy_coef)
+    else:
+        grads, learned = gradient(advantage, options.entropy_coef)
+    params, opt_state = _learn(state, grads, optimizer)
     return state._replace(
         policy=params,
         opt_state=opt_state,
@@ -287,15 +300,15 @@ def _probe(
     )
 
 
-def _learn(
+def _policy_gradient(
     state: AdaptiveState,
     step: _Step,
     advantage: PerExample,
     policy: policies.Policy,
-    optimizer: optax.GradientTransformation,
+    entropy_coef: float,
     options: _Options,
-) -> tuple[Params, optax.OptState, Metrics]:
-    """One policy-gradient step, the same on every device."""
+) -> tuple[Params, Metrics]:
+    """The gradient of `reinforce_loss`, the same on every device, and metrics of the policy."""
 
     def loss(params: Params) -> tuple[Scalar, Metrics]:
         a, b = policy.apply(params, step.batch)
@@ -304,7 +317,7 @@ def _learn(
             b,
             step.sample.u,
             advantage,
-            entropy_coef=options.entropy_coef,
+            entropy_coef=entropy_coef,
             entropy=options.entropy,
         )
         metrics = {"alpha_mean": a, "beta_mean": b, "entropy": policies.beta_entropy(a, b)}
@@ -312,15 +325,19 @@ def _learn(
         # transformation sums gradients of replicated parameters by itself (shard_map does).
         return collectives.pmean(value, options.axis_name), jax.tree.map(jnp.mean, metrics)
 
-    grads, metrics = jax.grad(loss, has_aux=True)(state.policy)
-    grads, metrics = collectives.pmean((grads, metrics), options.axis_name)
+    return collectives.pmean(jax.grad(loss, has_aux=True)(state.policy), options.axis_name)
+
+
+def _learn(
+    state: AdaptiveState, grads: Params, optimizer: optax.GradientTransformation
+) -> tuple[Params, optax.OptState]:
+    """One policy-gradient step; none where the gradient is not finite."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.policy)
     new = optax.apply_updates(state.policy, updates), opt_state
     sound = jnp.isfinite(optax.tree.norm(grads))
-    params, opt_state = jax.tree.map(
+    return jax.tree.map(
         lambda new, old: jnp.where(sound, new, old), new, (state.policy, state.opt_state)
     )
-    return params, opt_state, metrics
 
 
 def _first_selection(options: _Options) -> Selected:

@@ -135,8 +135,8 @@ def impact(
       chunk: buckets that a device evaluates at once; None for all.
       coupling: of the draws of a batch, as in `unit_draws`.
       axis_name: the mapped axis inside ``shard_map`` or ``pmap``.
-      bucket_sharding: in global view, the sharding of an axis of buckets: lets the devices share
-        the forward-mode pass.
+      bucket_sharding: in global view, how the batch's leading axis is split: lets the devices
+        share the axis of buckets of the forward-mode pass in the same way.
 
     Returns:
       A `TimestepSampler` whose state is an `ImpactState`. Metrics: ``probed``, and of the last
@@ -244,7 +244,7 @@ def _probe(
         model.loss_fn,
         model.params,
         direction,
-        collectives.take_examples(model.batch, chosen, size, axis_name),
+        collectives.take_examples(model.batch, chosen, size, axis_name, options.bucket_sharding),
         cells.jittered(keys[3]) if options.jitter else cells.timesteps,
         keys[4],
         chunk=options.chunk,

@@ -134,10 +134,11 @@ def make_parts(name, mesh):
 
     split = sharding.split(mesh) if mesh.size > 1 else None
     options = {"every": 4, "num_buckets": 16, "bucket_sharding": split}
+    chosen = {**options, "num_selected": 2}
     policy = ats.conv_beta_policy(channels=(2,), hidden=())
     samplers = {
         "uniform": lambda: ats.uniform(grid),
-        "adaptive": lambda: ats.adaptive(grid, policy, optax.adam(1e-3), **options),
+        "adaptive": lambda: ats.adaptive(grid, policy, optax.adam(1e-3), **chosen),
         "impact": lambda: ats.impact(grid, optimizer, **options),
     }
     loss = ats.denoising_loss(predict, schedule)
@@ -165,27 +166,24 @@ def small_jobs(name, count):
 
 
 @pytest.mark.usefixtures("quick_compilation")
-def test_what_samplers_add_on_eight_devices():
-    """No messages in a step, two in a step with a probe; and their share of the work stays."""
-    jobs = small_jobs("uniform", 8)
-    for name in ("adaptive", "impact"):
-        jobs |= small_jobs(name, 1) | small_jobs(name, 8)
+@pytest.mark.parametrize(("name", "most", "larger"), [("adaptive", 2, 0.02), ("impact", 1, 1.02)])
+def test_what_a_sampler_adds_on_eight_devices(name, most, larger):
+    """No message in a step, two at most in a step with a probe, whose share of the work stays."""
+    jobs = small_jobs("uniform", 8) | small_jobs(name, 1) | small_jobs(name, 8)
     with compiling(jobs) as compiled:
         costs = {job: scaling.cost_of(compiled(job)) for job in jobs}
     uniform = costs["uniform", 8, "uniform"]
     assert uniform.collectives["all-reduce"].count == 1  # gradients, loss and statistics
-    for name, most, larger in (("adaptive", 2, 0.02), ("impact", 1, 1.02)):
-        one, eight = (
-            {"uniform": uniform} | {v: costs[name, n, v] for v in ("plain", "probe")}
-            for n in (1, 8)
-        )
-        assert not one["probe"].collectives and not eight["probe"].uncertain
-        assert eight["plain"].collectives == uniform.collectives
-        more, size = added(eight, "probe")
-        # Impact's other gradient, of its objective, goes along with the loss's.
-        assert more == most and size <= larger * uniform.messages.bytes
-        shares = [probe_share(costs, 4) for costs in (one, eight)]
-        assert shares[1] == pytest.approx(shares[0], rel=0.05) and shares[0] > 0.05
+    one, eight = (
+        {"uniform": uniform, **{v: costs[name, n, v] for v in ("plain", "probe")}} for n in (1, 8)
+    )
+    assert not one["probe"].collectives and not eight["probe"].uncertain
+    assert eight["plain"].collectives == uniform.collectives
+    more, size = added(eight, "probe")
+    # Impact's other gradient, of its objective, goes along with the loss's.
+    assert more == most and size <= larger * uniform.messages.bytes
+    shares = [probe_share(costs, 4) for costs in (one, eight)]
+    assert shares[1] == pytest.approx(shares[0], rel=0.05) and shares[0] > 0.05
 
 
 @pytest.mark.parametrize("entropy", ["bonus", "in_reward"])

@@ -231,6 +231,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, run_data):
     assert names.count("jit(step)") == 1, "uniform sampling has one variant"
     message = str(error.value)
     assert error.value.exit_code == 1 and "\n" not in message
+    assert message.endswith("or --train.max_skipped, to go on past a few such steps")
     bad, good = (int(x) for x in re.search(r"at step (\d+): .* is of step (\d+)", message).groups())
     assert good == bad - 1
     assert saved_steps(tmp_path / "run")[-1] == good

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_run import arguments, lines, parse, same_run, saved_steps, train
+from small_run import arguments, lines, parse, saved_steps, train
 from test_resume import terminated_at
 
 from adaptive_ts.experiment import loop, sharding
@@ -96,10 +96,13 @@ def test_bad_steps_change_nothing_and_too_many_in_a_row_stop(bad, run_data, tmp_
     assert lines(folder)[-1]["loss"] is not None
 
 
+@pytest.mark.slow
 def test_without_bad_steps_skipping_changes_nothing(three, six, run_data, tmp_path):
     """And a run may be given the option later."""
     folder = tmp_path / "run"
     shutil.copytree(three, folder)
     code, said = train(folder, run_data, "--train.steps 6 --train.max_skipped 2")
     assert code == 0 and "resuming after step 3 of 6" in said[0]
-    same_run(folder, six[0])
+    # Another program, in which the compiler may round otherwise.
+    for mine, its in zip(lines(folder), lines(six[0]), strict=True):
+        assert mine == pytest.approx(its, rel=1e-4, abs=1e-6, nan_ok=True)

@@ -52,7 +52,8 @@ sys.exit(code)
 """
 
 
-@pytest.mark.parametrize("steps", [2000, pytest.param(50_000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [2000, 50_000])
 def test_a_long_run_stays_as_it_is(steps, run_data, tmp_path):
     script, out = tmp_path / "worker.py", tmp_path / "samples.jsonl"
     script.write_text(WORKER.format(tests=str(ROOT / "tests")))

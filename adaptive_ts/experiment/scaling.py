@@ -3,13 +3,15 @@
 ``python -m adaptive_ts.experiment.scaling [ROW] [--devices N ...] [--out FILE]
 [--field.path VALUE ...]``
 
-ROW is one of ``configs/`` (default: overhead). Nothing is trained, and no data set is needed: the
-steps that ``train.py`` would take on N devices, with the uniform sampler and with the row's own,
-without a probe and with one, are compiled and looked at. Strong scaling: the global batch is the
-row's whatever N is. Printed of each step, for one device: FLOPs, bytes read and written, memory
-besides the state and the batch, and the messages between devices with what they carry; and then
-the probe's share of the FLOPs, ((probe - plain) / f_S) / plain, and the messages that the sampler
-adds to uniform's. ``--mesh.fsdp F`` splits the model's state over F of the devices.
+ROW is one of ``configs/`` (default: overhead). Nothing is trained: the steps that ``train.py``
+would take on N devices, with the uniform sampler and with the row's own, without a probe and with
+one, are compiled and looked at. Strong scaling: the global batch is the row's whatever N is.
+
+Printed of each step, for one device: FLOPs, bytes read and written, memory besides the state and
+the batch, and the messages between devices with what they carry. The compiler puts up to 256
+arrays into one. Then the probe's share of the FLOPs, ((probe - plain) / f_S) / plain, and the
+messages that the sampler adds to uniform's. ``--mesh.fsdp F`` splits the model's state over F of
+the devices.
 
 Without accelerators, or with ``JAX_PLATFORMS=cpu``, the devices are virtual ones on the CPU, as
 many as it takes.

@@ -22,9 +22,7 @@ def test_a_dry_run_tells_and_writes_nothing(run_data, tmp_path, monkeypatch, cap
     said = capsys.readouterr().out
     assert "digits: 2,801 parameters; 1,500 images of digits, 8x8x1" in said
     assert "mesh: data 8; 8 cpu device(s) of 1 process(es); batch 8, 1 on each" in said
-    whole, own = re.search(
-        r"state: ([\d.,]+) MB in all, ([\d.,]+) MB on each device", said
-    ).groups()
+    whole, own = sizes(said)
     assert whole == own, "no axis splits it"
     for name in ("step", "step with a probe"):
         line = rf"^{name}, on each device: ([\d.]+) GFLOPs, ([\d.,]+) MB read and written"
@@ -43,9 +41,7 @@ def test_data_that_is_not_prepared_leaves_nothing_either(run_data, tmp_path, cap
     assert main(arguments(tmp_path / "run", tmp_path / "data", extra)) == 0
     said = capsys.readouterr().out
     assert "mesh: data 4, fsdp 2" in said and re.search(r"axis \d split over fsdp", said)
-    whole, own = re.search(
-        r"state: ([\d.,]+) MB in all, ([\d.,]+) MB on each device", said
-    ).groups()
+    whole, own = sizes(said)
     assert 0.45 < own / whole < 0.6
     assert not list(tmp_path.iterdir())
 

@@ -25,7 +25,7 @@ CONFIGS = ["--configs", str(ROOT / "configs")]
 
 
 def one_device():
-    return sharding.Mesh(np.asarray(jax.devices()[:1]), (sharding.AXIS,))
+    return sharding.Mesh(np.asarray(jax.devices()[:1]), (sharding.AXES[0],))
 
 
 def run(folder, data_dir, *extra):

@@ -19,6 +19,7 @@ from small_run import ROOT, same_run, train, tree
 from test_checkpoint import make_state, restore, save
 
 from adaptive_ts.experiment import evaluate, frechet, latents, reference
+from adaptive_ts.experiment.checkpoint import _json_digest
 from adaptive_ts.experiment.config import DataConfig
 from adaptive_ts.experiment.data import load
 from adaptive_ts.experiment.digests import state_digest
@@ -177,7 +178,8 @@ def test_features_of_a_stranger_are_computed_anew(run_data, bait, tmp_path):
 
 def test_a_classifier_of_a_stranger_is_trained_anew(run_data, bait, tmp_path, monkeypatch):
     data, trained = tmp_path / "data", []
-    shutil.copytree(run_data / "digits", data / "digits")
+    ignored = shutil.ignore_patterns("classifier-*")  # another test's
+    shutil.copytree(run_data / "digits", data / "digits", ignore=ignored)
 
     def train_none(model, params, dataset):
         trained.append(1)
@@ -238,6 +240,17 @@ def test_a_checkpoint_names_no_code_to_load(bait, tmp_path, monkeypatch):
         path.write_text(text)
     step, state, _ = restore(folder, lambda line: None)
     assert step == 1 and state_digest(state) == state_digest(make_state(1))
+
+
+@pytest.mark.parametrize("changes", [{"layout": []}, {"checksums": 3}, {"layout": {"x": "y"}}])
+def test_a_checkpoint_s_own_words_are_checked(changes, bait, tmp_path):
+    folder = tmp_path / "made"
+    save(folder, (1,))
+    path = folder / "1" / "meta" / "metadata"
+    content = {k: v for k, v in json.loads(path.read_text()).items() if k != "sha256"} | changes
+    path.write_text(json.dumps({**content, "sha256": _json_digest(content)}))
+    with pytest.raises(UserError, match=ONE_LINE):
+        restore(folder, lambda line: None)
 
 
 def test_a_run_steps_back_from_a_stranger_s_checkpoint(six, run_data, bait, tmp_path):

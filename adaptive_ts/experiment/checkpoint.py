@@ -252,6 +252,8 @@ def _restore(folder: _Folder, step: int, abstract: PyTree) -> tuple[PyTree, dict
         item = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         if _json_digest({k: v for k, v in item.items() if k != "sha256"}) != item["sha256"]:
             raise _DamagedError("its meta item does not match its checksum")
+        if not all(isinstance(item[name], dict) for name in ("layout", "checksums")):
+            raise _DamagedError("its meta item is not what is written here")
     saved, wanted = item["layout"], _layout(abstract)
     differing = sorted(k for k in {*saved, *wanted} if saved.get(k) != wanted.get(k))
     if differing:

@@ -38,7 +38,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 def is_complete(folder: Path, step: int) -> bool:
     """Whether the run's reports are of this step."""
     saved = read_json(folder / "summary.json")
-    return saved is not None and saved.get("steps") == step
+    return isinstance(saved, dict) and saved.get("steps") == step
 
 
 def complete_text(folder: Path, config: Config) -> str:

@@ -137,7 +137,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     entries = []
     with contextlib.suppress(FileNotFoundError):
         for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 entry = json.loads(line)
                 if isinstance(entry, dict) and isinstance(entry.get("step"), int):
                     entries.append(entry)

@@ -45,7 +45,9 @@ def test_a_second_run_in_the_same_folder_is_refused(six, run_data, tmp_path):
         holder.kill()  # what becomes of it does not matter: the system frees the lock
     code, said = train(folder, run_data, "--train.steps 6")
     assert code == 0 and "This run is complete" in said[-1]
-    assert tree(folder) == before
+    after = tree(folder)
+    assert after.pop("config.json") != before.pop("config.json"), "it names the new folder"
+    assert after == before
 
 
 def test_a_run_that_is_refused_writes_nothing_into_a_new_folder(run_data, tmp_path):

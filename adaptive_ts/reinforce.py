@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from adaptive_ts import collectives
 from adaptive_ts.policy import beta_entropy, beta_log_prob
+from adaptive_ts.statistics import summable
 from adaptive_ts.types import AxisName, Metrics, Params, PerExample, Scalar
 
 _DECAY = 0.9  # the running moments remember about ten probes: rewards shrink as training goes on
@@ -41,8 +42,8 @@ def advantages(
 
     Args:
       moments: of the probes so far.
-      reward: (b,); those that are not finite get advantage 0 and are counted.
-      normalize: False leaves finite rewards as they are.
+      reward: (b,); those that are not `summable` get advantage 0 and are counted.
+      normalize: False leaves the others as they are.
       axis_name: the mapped axis inside ``shard_map`` or ``pmap``.
 
     Returns:
@@ -59,9 +60,9 @@ def advantages(
       >>> print(advantage, metrics["reward_mean"], metrics["nonfinite"])
       [-1.  1.  0.] 2.0 1.0
     """
-    finite = jnp.isfinite(reward)
-    kept = jnp.where(finite, reward, 0.0)
-    count = finite.astype(jnp.float32)
+    known = summable(reward)
+    kept = jnp.where(known, reward, 0.0)
+    count = known.astype(jnp.float32)
     *sums, bad = collectives.psum(
         (count.sum(), kept.sum(), (kept * kept).sum(), (1 - count).sum()), axis_name
     )
@@ -72,7 +73,7 @@ def advantages(
     if not normalize:
         return moments, kept, metrics
     mean, std = mean_and_std(moments)
-    return moments, jnp.where(finite, (kept - mean) / jnp.maximum(std, _TINY), 0.0), metrics
+    return moments, jnp.where(known, (kept - mean) / jnp.maximum(std, _TINY), 0.0), metrics
 
 
 def reinforce_loss(
@@ -128,24 +129,24 @@ def in_parts(
 
     The advantage needs the mean and the std of the rewards, which cross devices; a gradient at it
     would wait for them, and then cross devices too. `reinforce_loss` is linear in advantage and
-    entropy, so both can cross at once: with m an earlier mean, finite rewards r and their
+    entropy, so both can cross at once: with m an earlier mean, rewards r and their
     gradient g(advantage, c),
 
       g((r - mean) / std, c) = g(r - m, 0) / std - g(1, 0) (mean - m) / std + g(0, c).
 
     Args:
       gradient: g, with metrics that depend on neither argument.
-      reward: (b,); those that are not finite count for nothing.
+      reward: (b,); those that are not `summable` count for nothing.
       old_mean: m. Near the mean, so that the first two terms don't cancel.
       moments: with these rewards.
       entropy_coef: c.
     """
-    finite, (mean, std) = jnp.isfinite(reward), mean_and_std(moments)
+    known, (mean, std) = summable(reward), mean_and_std(moments)
     scale = 1 / jnp.maximum(std, _TINY)
     factors = scale, (old_mean - mean) * scale, jnp.float32(1)
     found = [
-        gradient(jnp.where(finite, reward - old_mean, 0.0), 0.0),
-        gradient(finite.astype(jnp.float32), 0.0),
+        gradient(jnp.where(known, reward - old_mean, 0.0), 0.0),
+        gradient(known.astype(jnp.float32), 0.0),
         gradient(jnp.zeros_like(reward), entropy_coef),
     ]
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from adaptive_ts.statistics import summable
 from adaptive_ts.types import PerBucket, Scalar, Selected
 
 
@@ -48,7 +49,7 @@ def init_queue(capacity: int, n: int) -> ProfileQueue:
 
 
 def push(queue: ProfileQueue, row: PerBucket) -> ProfileQueue:
-    """Append a row, over the oldest one when full; a row that is not all finite is dropped.
+    """Append a row, over the oldest one when full; a row that is not all `summable` is dropped.
 
     Args:
       queue: the queue.
@@ -70,7 +71,7 @@ def push(queue: ProfileQueue, row: PerBucket) -> ProfileQueue:
     capacity, n = queue.rows.shape
     if row.shape != (n,):
         raise ValueError(f"row has shape {row.shape}; this queue takes rows of shape ({n},)")
-    usable = jnp.all(jnp.isfinite(row))
+    usable = jnp.all(summable(row))
     with_row = queue.rows.at[queue.count % jnp.int32(capacity)].set(row.astype(jnp.float32))
     return ProfileQueue(
         jnp.where(usable, with_row, queue.rows), queue.count + usable.astype(jnp.int32)

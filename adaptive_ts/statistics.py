@@ -8,6 +8,22 @@ import jax.numpy as jnp
 from adaptive_ts import collectives
 from adaptive_ts.types import AxisName, PerBucket, PerExample, Scalar
 
+_LIMIT = 1e15  # the squares of 1e8 such numbers have a finite sum in float32
+
+
+def summable(values: jax.Array) -> jax.Array:
+    """Whether each number can enter a sum of squares in float32: neither NaN nor above 1e15.
+
+    What a diverging model's losses are compares with nothing, long before they are infinite.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from adaptive_ts.statistics import summable
+      >>> print(summable(jnp.asarray([2.0, jnp.nan, -jnp.inf, 1e30])))
+      [ True False False False]
+    """
+    return jnp.abs(values) < _LIMIT
+
 
 class LossStatistics(NamedTuple):
     """Decayed sums over the examples seen at each timestep bucket, each (n,) float32."""
@@ -46,7 +62,7 @@ def update_statistics(
     Args:
       statistics: from `init_statistics`.
       bucket: (b,) int32, from ``grid.to_bucket(t)``.
-      losses: (b,) per-example losses; those that are not finite are left out.
+      losses: (b,) per-example losses; those that are not `summable` are left out.
       decay: factor on the past per call, in (0, 1]; 1 keeps plain totals.
       axis_name: the mapped axis inside ``shard_map`` or ``pmap``.
 
@@ -58,11 +74,11 @@ def update_statistics(
       >>> print(stats.count, stats.total)
       [1. 0. 2.] [1. 0. 6.]
     """
-    finite = jnp.isfinite(losses)
-    kept = jnp.where(finite, losses, 0.0).astype(jnp.float32)
+    known = summable(losses)
+    kept = jnp.where(known, losses, 0.0).astype(jnp.float32)
     zeros = jnp.zeros(statistics.count.shape, jnp.float32)
     added = LossStatistics(
-        zeros.at[bucket].add(finite.astype(jnp.float32)),
+        zeros.at[bucket].add(known.astype(jnp.float32)),
         zeros.at[bucket].add(kept),
         zeros.at[bucket].add(kept * kept),
     )

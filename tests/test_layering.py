@@ -13,8 +13,8 @@ LAYERS = [
     ["types"],
     ["collectives", "schedules"],
     ["discrete_schedules", "continuous_schedules", "corruption"],
-    ["grid", "statistics", "selection", "diffusion", "policy", "error_ratios"],
-    ["tabulated", "weightings_scheduled", "uncertainty", "draws"],
+    ["grid", "statistics", "diffusion", "policy", "error_ratios"],
+    ["tabulated", "selection", "weightings_scheduled", "uncertainty", "draws"],
     ["probe", "reinforce", "laws", "weightings"],
     [
         "samplers.static",

@@ -10,6 +10,7 @@ from adaptive_ts import collectives, reinforce, selection
 from adaptive_ts import policy as policies
 from adaptive_ts import probe as probes
 from adaptive_ts.grid import GridSample, TimeGrid, strata
+from adaptive_ts.statistics import summable
 from adaptive_ts.types import (
     AxisName,
     Batch,
@@ -279,7 +280,7 @@ def _probe(
     moments, advantage, report = reinforce.advantages(
         state.reward, reward, normalize=options.normalize_reward, axis_name=axis_name
     )
-    report["nonfinite"] += jnp.sum(~jnp.isfinite(profile)).astype(jnp.float32)
+    report["nonfinite"] += jnp.sum(~summable(profile)).astype(jnp.float32)
 
     def gradient(advantage: PerExample, entropy_coef: float) -> tuple[Params, Metrics]:
         return _policy_gradient(state, step, advantage, policy, entropy_coef, options)

@@ -13,6 +13,7 @@ from adaptive_ts.grid import TimeGrid
 from adaptive_ts.laws import table_sampler
 from adaptive_ts.policy import beta_log_mass
 from adaptive_ts.probe import forward_impact, optimizer_response, probe_when_due
+from adaptive_ts.statistics import summable
 from adaptive_ts.tabulated import Strata, strata_of
 from adaptive_ts.types import (
     AxisName,
@@ -29,7 +30,6 @@ from adaptive_ts.types import (
 )
 
 _TINY = 1e-12
-_HUGE = 1e30
 _METRICS = ("reward_mean", "reward_std", "entropy", "nonfinite")
 
 
@@ -141,8 +141,8 @@ def impact(
     Returns:
       A `TimestepSampler` whose state is an `ImpactState`. Metrics: ``probed``, and of the last
       probe ``reward_mean`` and ``reward_std`` (of the impacts over the buckets, unscaled),
-      ``entropy`` (of p, relative to uniform's 0) and ``nonfinite`` (impacts that were not finite;
-      one is enough to leave out the probe).
+      ``entropy`` (of p, relative to uniform's 0) and ``nonfinite`` (impacts that were not
+      `summable`; one is enough to leave out the probe).
 
     Raises:
       ValueError: an option out of its range.
@@ -251,10 +251,10 @@ def _probe(
         axis_name=axis_name,
         sharding=options.bucket_sharding,
     )
-    finite = jnp.isfinite(found)
-    kept = jnp.where(finite, found, 0.0)
-    # One bucket that is not finite makes the scale of the others unsound: nothing is learned.
-    sound = jnp.all(finite) & jnp.isfinite(jnp.sum(jnp.abs(found)))
+    known = summable(found)
+    kept = jnp.where(known, found, 0.0)
+    # One bucket that is not makes the scale of the others unsound: nothing is learned.
+    sound = jnp.all(known)
     scaled = kept / (jnp.mean(jnp.abs(kept)) + _TINY)
     new = state._replace(
         impact=jnp.where(sound, options.decay * state.impact + scaled, state.impact),
@@ -269,7 +269,7 @@ def _probe(
         "reward_mean": jnp.mean(kept),
         "reward_std": jnp.std(kept),
         "entropy": -jnp.sum(jax.scipy.special.xlogy(p, p / cells.share)),
-        "nonfinite": jnp.where(sound, 0, jnp.maximum(jnp.sum(~finite), 1)).astype(jnp.float32),
+        "nonfinite": jnp.sum(~known).astype(jnp.float32),
     }
     return new._replace(report=report)
 
@@ -295,10 +295,10 @@ def _objective_gradient(
     def value(params: Params) -> tuple[Scalar, tuple[PerBucket, PerBucket]]:
         losses = losses_at(params).astype(jnp.float32)
         fixed = jax.lax.stop_gradient(losses)
-        finite = jnp.abs(fixed) < _HUGE  # sums of what is larger could overflow
+        known = summable(fixed)
         zeros = jnp.zeros((options.num_buckets,), jnp.float32)
-        added = zeros.at[bucket].add(jnp.where(finite, fixed, 0.0))
-        seen = zeros.at[bucket].add(finite.astype(jnp.float32))
+        added = zeros.at[bucket].add(jnp.where(known, fixed, 0.0))
+        seen = zeros.at[bucket].add(known.astype(jnp.float32))
         added, seen = collectives.psum((added, seen), axis_name)
         loss = options.decay * state.loss + added
         weight = options.decay * state.loss_weight + seen

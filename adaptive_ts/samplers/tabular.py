@@ -23,6 +23,7 @@ from adaptive_ts.statistics import (
     init_statistics,
     loss_mean,
     push_history,
+    summable,
     update_statistics,
 )
 from adaptive_ts.tabulated import Strata, check_schedule, strata_of
@@ -37,8 +38,6 @@ from adaptive_ts.types import (
     TimestepSampler,
     Weighting,
 )
-
-_HUGE = 1e18  # the square of what is smaller is finite in float32
 
 
 def loss_second_moment(
@@ -334,7 +333,7 @@ def _proportional(
     ) -> tuple[LossStatistics, Metrics]:
         losses = losses.astype(jnp.float32)
         terms = terms_of(sample.t, losses)
-        sound = (jnp.abs(losses) < _HUGE) & (jnp.abs(terms) < _HUGE)
+        sound = summable(losses) & summable(terms)
         terms = jnp.where(sound, terms, jnp.nan)
         bucket = cells.to_stratum(sample.t)
         state = update_statistics(state, bucket, terms, decay=decay, axis_name=axis_name)

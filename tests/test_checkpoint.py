@@ -1,6 +1,7 @@
 """Checkpoints: bit-exact round trips, and every kind of damage found and stepped back from."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import random
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -241,6 +243,26 @@ def test_damage_is_stepped_back_from(folder, damage, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ESTALE, os.strerror(errno.ESTALE)), "Stale file handle"),
+        (ValueError("DATA_LOSS: Error reading [os_error_code='5']"), "Input/output error"),
+        (MemoryError("RESOURCE_EXHAUSTED: Out of memory"), "Out of memory"),
+    ],
+)
+def test_what_cannot_be_read_for_now_is_not_taken_for_damaged(folder, monkeypatch, error, words):
+    def refuse(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.StandardCheckpointHandler, "restore", refuse)
+        with pytest.raises(UserError, match=rf"cannot read checkpoint 2 in .*{words}") as caught:
+            restore(folder, lambda _: None)
+    assert caught.value.exit_code == 1 and f"move {folder / '2'} away" in str(caught.value)
+    assert restore(folder, lambda _: None)[0] == 2
+
+
 def test_all_damaged(folder):
     empty(folder / "2")
     empty(folder / "1")
@@ -325,6 +347,7 @@ def test_killed_in_the_middle_of_a_save(tmp_path):
     assert "1" in names and "2" not in names, f"killed too late: {names}"
     shapes = {f"w{i}": jax.ShapeDtypeStruct((1024, 1024), jnp.float32) for i in range(24)}
     checkpoints, log = open_checkpoints(folder), []
+    assert {p.name for p in folder.iterdir()} == {"1"}, "what was half written is gone"
     step, state, _ = checkpoints.restore_latest(shapes, log.append)
     assert step == 1 and not log
     np.testing.assert_array_equal(state["w5"], jax.random.normal(jax.random.key(6), (1024, 1024)))

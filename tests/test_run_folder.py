@@ -50,6 +50,19 @@ def test_a_second_run_in_the_same_folder_is_refused(six, run_data, tmp_path):
     assert after == before
 
 
+def test_a_checkpoint_of_another_config_is_refused_whatever_config_json_says(
+    three, run_data, tmp_path
+):
+    folder = tmp_path / "run"
+    shutil.copytree(three, folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match=r"checkpoint 3 in .* is of a run of another config \(seed"):
+        train(folder, run_data, "--train.steps 6 --seed 1")
+    (folder / "config.json").unlink()  # that of the run that was refused
+    code, said = train(folder, run_data, "--train.steps 3")
+    assert code == 0 and "This run is complete" in said[-1]
+
+
 def test_a_run_that_is_refused_writes_nothing_into_a_new_folder(run_data, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()

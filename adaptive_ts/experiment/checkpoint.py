@@ -1,16 +1,11 @@
 """Verified checkpoints: orbax writes and reads them, checksums say whether to believe them.
 
-orbax 0.12 keeps no checksums: a flipped bit in a data file restores as wrong numbers, silently. So
-each leaf's checksum, dtype and shape go into the JSON item and are compared on restore; what cannot
-be read or does not agree is named, and the checkpoint before it is used. All of orbax that this
-project touches is in this file.
+What is damaged is named, and the checkpoint before it is used. All of orbax that this project
+touches is in this file and in `verified`.
 """
 
 import contextlib
 import functools
-import gc
-import hashlib
-import json
 import logging
 import os
 import re
@@ -21,17 +16,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
-from adaptive_ts.experiment.digests import checksums
-from adaptive_ts.experiment.errors import UserError, one_line, quiet
+from adaptive_ts.experiment import verified
+from adaptive_ts.experiment.errors import UserError, lost_peer, one_line, quiet
 
 PyTree = Any
 Log = Callable[[str], None]
-_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 _STATUS = re.compile(
     r"RESOURCE_EXHAUSTED|PERMISSION_DENIED|FAILED_PRECONDITION|UNAVAILABLE|DATA_LOSS|INTERNAL|"
     r"ABORTED|DEADLINE_EXCEEDED|No space left|Read-only file system"
@@ -49,7 +41,8 @@ class Checkpoints(NamedTuple):
         restore_latest: ``(abstract_state, log) -> (step, state, meta) | None``: the newest
             checkpoint that verifies, None when there is none at all. ``abstract_state`` holds
             ``jax.ShapeDtypeStruct`` with shardings, of any mesh. Raises UserError when none is
-            usable, or when an intact one belongs to another model.
+            usable, when one cannot be read for a reason that may pass, and when an intact one
+            belongs to another model.
         latest_step: ``() -> int | None``: the newest step on disk not known to be damaged.
         wait: ``() -> None``: until the last save is on disk. Raises UserError if it failed.
         close: ``() -> None``: waits, then stops the background threads. Raises like ``wait``.
@@ -63,10 +56,6 @@ class Checkpoints(NamedTuple):
     wait: Callable[[], None]
     close: Callable[[], None]
     reached_preemption: Callable[[int], bool]
-
-
-class _DamagedError(Exception):
-    """A checkpoint that cannot be used; the message is the reason."""
 
 
 def open_checkpoints(
@@ -90,7 +79,11 @@ def open_checkpoints(
         raise ValueError(f"max_to_keep must be at least 1; got {max_to_keep}")
     root = epath.Path(folder).expanduser()
     root = root if "://" in str(root) else root.absolute()
-    options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, keep_period=keep_period)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=max_to_keep,
+        keep_period=keep_period,
+        cleanup_tmp_directories=True,  # what runs left behind that were killed as they saved
+    )
     remedy = "pass --workdir another"
     logging.getLogger("absl").addFilter(_no_orbax)
     if getattr(sys.unraisablehook, "func", None) is not _no_given_up_read:
@@ -139,7 +132,7 @@ def _save(folder: _Folder, step: int, state: PyTree, meta: dict) -> bool:
             )
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            meta=ocp.args.JsonSave(_with_checksums(state, meta)),
+            meta=ocp.args.JsonSave(verified.described(state, meta)),
         )
         manager.save(step, args=items, force=True)
     folder.good.add(step)
@@ -152,8 +145,14 @@ def _restore_latest(
     reasons = []
     for step in sorted(ocp.utils.checkpoint_steps(folder.root), reverse=True):
         try:
-            state, meta = _restore(folder, step, abstract_state)
-        except _DamagedError as e:
+            state, meta = verified.restore(folder.root / str(step), abstract_state)
+        except verified.RefusedError as e:
+            raise UserError(
+                f"cannot read checkpoint {step} in {folder.root} ({e}): try again; if that does "
+                f"not help, move {folder.root / str(step)} away, and the one before it is used",
+                exit_code=1,
+            ) from e
+        except verified.DamagedError as e:
             reasons.append(f"checkpoint {step} is damaged ({e})")
             log(f"{reasons[-1]}: trying the one before")
             folder.damaged.add(step)
@@ -230,81 +229,6 @@ def _saveable(state: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(check, state)
 
 
-def _layout(tree: PyTree) -> dict[str, list]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(p): [str(x.dtype), list(x.shape)] for p, x in leaves}
-
-
-def _with_checksums(state: PyTree, meta: dict) -> dict:
-    content = {"meta": meta, "layout": _layout(state), "checksums": checksums(state)}
-    content = json.loads(json.dumps(content))  # as it will be read: keys are strings then
-    return {**content, "sha256": _json_digest(content)}
-
-
-def _json_digest(content: dict) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _restore(folder: _Folder, step: int, abstract: PyTree) -> tuple[PyTree, dict]:
-    """Reads and verifies one step; _DamagedError if it is not what was saved."""
-    manager, root = folder.manager, folder.root
-    with _as_damaged():
-        item = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        if _json_digest({k: v for k, v in item.items() if k != "sha256"}) != item["sha256"]:
-            raise _DamagedError("its meta item does not match its checksum")
-        if not all(isinstance(item[name], dict) for name in ("layout", "checksums")):
-            raise _DamagedError("its meta item is not what is written here")
-    saved, wanted = item["layout"], _layout(abstract)
-    differing = sorted(k for k in {*saved, *wanted} if saved.get(k) != wanted.get(k))
-    if differing:
-        name = differing[0]
-        raise UserError(
-            f"checkpoint {step} in {root} does not fit this run: {name} is "
-            f"{saved.get(name, 'absent')} in it and {wanted.get(name, 'absent')} here"
-            f"{f', {len(differing) - 1} more differ' if differing[1:] else ''}; use the "
-            "configuration it was made with or pass --workdir another"
-        )
-    with _as_damaged():
-        target = ocp.args.StandardRestore(jax.tree.map(_placed, abstract))
-        state = manager.restore(step, args=ocp.args.Composite(state=target))["state"]
-        sums = checksums(state)
-        bad = [name for name, value in item["checksums"].items() if sums[name] != value]
-        if bad:
-            raise _DamagedError(
-                f"wrong checksum of {bad[0]}, {len(bad)} of {len(sums)} leaves in all"
-            )
-    return state, item["meta"]
-
-
-def _placed(leaf):
-    if getattr(leaf, "sharding", None) is not None:
-        return leaf
-    # Without a sharding orbax wants the devices that wrote the checkpoint.
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
-
-
-@contextlib.contextmanager
-def _as_damaged() -> Iterator[None]:
-    """Any failure to read means damaged, for all processes if for one."""
-    failure = None
-    try:
-        with quiet():
-            yield
-    except _DamagedError as e:
-        failure = str(e)
-    except Exception as e:  # orbax, TensorStore and JSON raise a dozen kinds
-        failure = one_line(e)
-    if failure:
-        with quiet():
-            gc.collect()  # what a failed read leaves behind complains on stderr when it is freed
-    if jax.process_count() > 1:
-        ok = multihost_utils.process_allgather(np.int32(not failure))
-        failure = failure or (None if ok.all() else "another process cannot read it")
-    if failure:
-        raise _DamagedError(failure)
-
-
 @contextlib.contextmanager
 def _as_user_error(what: str, remedy: Callable[[], str]) -> Iterator[None]:
     """A disk that refuses, in whatever form it comes, as one line; other errors pass."""
@@ -313,20 +237,18 @@ def _as_user_error(what: str, remedy: Callable[[], str]) -> Iterator[None]:
     except UserError:
         raise
     except Exception as e:
-        cause = _disk_cause(e)
+        cause = None if lost_peer(e) else _disk_cause(e)
         if cause is None:
             raise
         raise UserError(f"{what} ({cause}): {remedy()}", exit_code=1) from e
 
 
 def _disk_cause(error: BaseException | None) -> str | None:
+    number = verified.os_error(error)
+    if number is not None:
+        return os.strerror(number)
     while error is not None:
-        found = _OS_ERROR.search(str(error))
-        if found:
-            return os.strerror(int(found[1]))
-        if isinstance(error, OSError):
-            return error.strerror or one_line(error)
-        if _STATUS.search(str(error)):
+        if isinstance(error, OSError) or _STATUS.search(str(error)):
             return one_line(error)
         error = error.__cause__ or error.__context__
     return None

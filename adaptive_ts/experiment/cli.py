@@ -245,6 +245,8 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
     that went away (``train.py --help | head``) nothing. Everything else propagates.
     """
     name = Path(sys.argv[0]).name
+    with contextlib.suppress(AttributeError):  # a log file shows a line when it is said
+        sys.stdout.reconfigure(line_buffering=True)
     try:
         try:
             code = main(sys.argv[1:]) or 0

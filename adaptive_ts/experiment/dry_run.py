@@ -15,6 +15,8 @@ from adaptive_ts.experiment.config import Config, replace
 from adaptive_ts.experiment.data import batches
 from adaptive_ts.experiment.datasets import is_prepared
 from adaptive_ts.experiment.plan import Log, Plan, make_jobs, make_plan, variant
+from adaptive_ts.experiment.scaling import cost_of
+from adaptive_ts.experiment.scaling_report import notes
 from adaptive_ts.experiment.state import TrainState
 
 _STEPS = 8  # timed, of each variant
@@ -102,17 +104,13 @@ def _size(plan: Plan) -> list[str]:
 
 
 def _cost(steps: dict[Any, Any]) -> list[str]:
-    lines = []
-    for name, step in steps.items():
-        cost, memory = step.cost_analysis(), step.memory_analysis()
-        cost = cost[0] if isinstance(cost, list) else cost
-        what = "step with a probe" if name else "step"
-        lines.append(
-            f"{what}, on each device: {cost['flops'] / 1e9:,.3f} GFLOPs, "
-            f"{_mega(cost['bytes accessed'])} read and written, {_mega(memory.temp_size_in_bytes)} "
-            "of memory besides the state and the batch"
-        )
-    return lines
+    costs = {"step with a probe" if name else "step": cost_of(x) for name, x in steps.items()}
+    lines = [
+        f"{what}, on each device: {cost.flops / 1e9:,.3f} GFLOPs, {_mega(cost.bytes_accessed)} "
+        f"read and written, {_mega(cost.temp_bytes)} of memory besides the state and the batch"
+        for what, cost in costs.items()
+    ]
+    return lines + notes(list(costs.values()), jax.devices()[0].platform)
 
 
 def _largest(plan: Plan) -> list[str]:

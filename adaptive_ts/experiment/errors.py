@@ -4,8 +4,12 @@ import contextlib
 import difflib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterable, Iterator
+
+_PEER = re.compile(r"[Gg]loo|[Hh]eartbeat|[Cc]oordination|[Bb]arrier|closed by peer")
+_STATUS = re.compile(r"UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED")
 
 
 class UserError(Exception):
@@ -21,6 +25,16 @@ class UserError(Exception):
     def __init__(self, message: str, *, exit_code: int = 2):
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether an error says that another process of the run, or the network to it, is gone.
+
+    JAX says so by two types and orbax by a third; TensorStore, of files, by one of the same.
+    """
+    if type(error).__name__ == "JaxRuntimeError":  # by name: nothing here imports JAX
+        return bool(_PEER.search(str(error)) or _STATUS.search(str(error)))
+    return isinstance(error, ValueError | TimeoutError) and bool(_PEER.search(str(error)))
 
 
 def nearest(name: str, known: Iterable[str], *, many: str | None = None) -> str:

@@ -10,10 +10,8 @@ from collections.abc import Iterator
 import jax
 
 from adaptive_ts.experiment.config import HostsConfig
-from adaptive_ts.experiment.errors import UserError, one_line
-
-# What JAX says when another process is gone, or its network is.
-_LOST = ("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "gloo", "Gloo", "heartbeat", "onnection")
+from adaptive_ts.experiment.errors import UserError, lost_peer, one_line
+from adaptive_ts.experiment.stopping import Stopped
 
 
 @contextlib.contextmanager
@@ -67,7 +65,10 @@ def _last_words(error: BaseException, exit_lost: int) -> int:
     code, why = 1, one_line(error)
     if isinstance(error, UserError):
         code, why = error.exit_code, " ".join(str(error).split())
-    elif isinstance(error, jax.errors.JaxRuntimeError) and any(w in str(error) for w in _LOST):
+    elif isinstance(error, Stopped):
+        code = exit_lost
+        why = f"stopped by {error}; the same commands on all hosts go on from the last checkpoint"
+    elif lost_peer(error):
         code = exit_lost
         why = (
             f"lost another process ({one_line(error)}); what that one said last says why. The "

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -10,13 +10,13 @@ import jax
 from adaptive_ts.experiment import finish, sharding
 from adaptive_ts.experiment.checkpoint import Checkpoints, open_checkpoints
 from adaptive_ts.experiment.compiling import compiling
-from adaptive_ts.experiment.config import Config
+from adaptive_ts.experiment.config import Config, to_dict
 from adaptive_ts.experiment.data import batches, load_split
 from adaptive_ts.experiment.plan import Log, Plan, make_jobs, make_plan, variant
 from adaptive_ts.experiment.reporter import Step, reporting
-from adaptive_ts.experiment.run_folder import claimed
+from adaptive_ts.experiment.run_folder import check_meta, claimed
 from adaptive_ts.experiment.state import TrainState
-from adaptive_ts.experiment.stopping import stop_requests
+from adaptive_ts.experiment.stopping import Stopped, stop_requests, stopping_at_once
 
 EXIT_RESUME = 75  # EX_TEMPFAIL: stopped by a signal, to be started again
 
@@ -30,14 +30,25 @@ def run(row: str, config: Config, *, log: Log = print) -> int:
     Raises:
       UserError: a mistake of the user's, or an outside cause such as a full disk.
     """
-    plan = make_plan(row, config, log)
-    folder, keep = plan.folder, config.train.max_to_keep
+    several = jax.distributed.is_initialized()
+    try:
+        with stopping_at_once(sigterm=not several):
+            return _run(make_plan(row, config, log), several)
+    except Stopped as signal:
+        if several:
+            raise
+        log(f"Stopped by {signal}; what is saved stays. The same command goes on from there.")
+        return EXIT_RESUME
+
+
+def _run(plan: Plan, several: bool) -> int:
+    config, folder = plan.config, plan.folder
     with contextlib.ExitStack() as stack:
-        stack.enter_context(claimed(folder, config))
-        checkpoints = open_checkpoints(folder / "checkpoints", max_to_keep=keep)
-        stack.enter_context(contextlib.closing(checkpoints))
+        stack.enter_context(claimed(folder, config, plan.dataset.fingerprint))
+        checkpoints = stack.enter_context(_opened(plan))
         found = checkpoints.restore_latest(plan.state, plan.log)
         start, state, meta = found or (0, None, {})
+        check_meta(folder, meta, start, config)
         if start >= config.train.steps and finish.is_complete(folder, start):
             plan.log(finish.complete_text(folder, config))
             return 0
@@ -52,9 +63,25 @@ def run(row: str, config: Config, *, log: Log = print) -> int:
                 f"{folder}. The same command goes on from there."
             )
             return EXIT_RESUME
+        if several:  # JAX's own handler would have them agree on a step, and none is left
+            stack.enter_context(stopping_at_once())
         held_out = load_split(config.data, "test", plan.log)
         plan.log(finish.finish(plan, state, held_out, elapsed))
     return 0
+
+
+@contextlib.contextmanager
+def _opened(plan: Plan) -> Iterator[Checkpoints]:
+    folder, keep = plan.folder / "checkpoints", plan.config.train.max_to_keep
+    checkpoints = open_checkpoints(folder, max_to_keep=keep)
+    try:
+        yield checkpoints
+    except BaseException:
+        # Closing waits for the save under way, and so for processes that may be gone.
+        if jax.process_count() == 1:
+            checkpoints.close()
+        raise
+    checkpoints.close()
 
 
 def _opening(plan: Plan, start: int) -> str:
@@ -108,7 +135,7 @@ def _train(
                 pending = None
                 seconds, skipped = time.monotonic() - began, reporter.skipped()
                 about = {"elapsed_s": seconds, "step": number, "skipped": skipped}
-                checkpoints.save(number, state, about)
+                checkpoints.save(number, state, {**about, "config": to_dict(plan.config)})
             if stopped:
                 break
         checkpoints.wait()

@@ -9,7 +9,7 @@ import jax
 
 from adaptive_ts.experiment import report, sharding
 from adaptive_ts.experiment.checkpoint import Checkpoints
-from adaptive_ts.experiment.errors import UserError, one_line
+from adaptive_ts.experiment.errors import UserError, lost_peer, one_line
 from adaptive_ts.experiment.plan import Plan
 from adaptive_ts.types import Metrics, PerBucket
 
@@ -92,6 +92,8 @@ def reporting(
             stack.callback(density_log.close)
             yield Reporter(write, lambda: bad)
     except OSError as error:
+        if lost_peer(error):
+            raise
         raise UserError(
             f"cannot write to {plan.folder}: {one_line(error)}; {last_good(plan, checkpoints)}",
             exit_code=1,

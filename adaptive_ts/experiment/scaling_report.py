@@ -1,6 +1,6 @@
 """What `scaling` found, as a table for reading and as rows for JSON."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from adaptive_ts.experiment.hlo_collectives import Tally
@@ -93,7 +93,7 @@ def text(about: Mapping[str, Any], found: Mapping[int, Mapping[str, Cost]], plat
             label = _NAMES[name].format(about["sampler"])
             lines.append(_line(*cells, label, *_numbers(cost), _messages(cost)))
             cells = ("", "")
-    lines += ["", *_derived(found, about["every"]), *_notes(found, platform)]
+    lines += ["", *_derived(found, about["every"]), *notes(_all(found), platform)]
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -132,19 +132,23 @@ def _derived(found: Mapping[int, Mapping[str, Cost]], every: int) -> list[str]:
     return lines
 
 
-def _notes(found: Mapping[int, Mapping[str, Cost]], platform: str) -> list[str]:
-    costs = [cost for costs in found.values() for cost in costs.values()]
-    notes = []
+def _all(found: Mapping[int, Mapping[str, Cost]]) -> list[Cost]:
+    return [cost for costs in found.values() for cost in costs.values()]
+
+
+def notes(costs: Sequence[Cost], platform: str) -> list[str]:
+    """What the compiler's counts leave out, a line each."""
+    found = []
     if any(cost.loops for cost in costs):
         turns = sorted({str(n or "?") for cost in costs for n in cost.loops}, key=len)
-        notes.append(
+        found.append(
             f"FLOPs and MB accessed hold the body of a loop once: there are loops of "
             f"{', '.join(turns)} turns (--sampler.chunk, --train.accumulate)"
         )
     if any(cost.uncertain for cost in costs):
-        notes.append("of loops without a known end the collectives count once: there are such")
+        found.append("of loops without a known end the collectives count once: there are such")
     if platform == "gpu":
-        notes.append(
+        found.append(
             "FLOPs leave out what libraries compute, as convolutions: JAX_PLATFORMS=cpu has all"
         )
-    return notes
+    return found

@@ -1,4 +1,8 @@
-"""When a run is asked to stop: by a signal here, or to any of its processes."""
+"""When a run is asked to stop: by a signal here, or to any of its processes.
+
+Where it trains, the step is finished and saved first (`stop_requests`). Before and after that
+there is nothing to save: it stops where it is (`stopping_at_once`).
+"""
 
 import contextlib
 import signal
@@ -15,6 +19,25 @@ from adaptive_ts.experiment import sharding
 Poll = Callable[[int], str | None]
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal while there was nothing to save; its text is the signal's name."""
+
+
+@contextlib.contextmanager
+def stopping_at_once(*, sigterm: bool = True) -> Iterator[None]:
+    """SIGINT and SIGTERM raise `Stopped`; a second one acts as if nobody listened.
+
+    Args:
+      sigterm: False leaves it to JAX, which has several processes agree on a step.
+    """
+
+    def stop(name: str) -> None:
+        raise Stopped(name)
+
+    with _listening((signal.SIGINT, signal.SIGTERM) if sigterm else (signal.SIGINT,), stop):
+        yield
+
+
 @contextlib.contextmanager
 def stop_requests(mesh: Mesh, reached_preemption: Callable[[int], bool]) -> Iterator[Poll]:
     """``poll(step)``, asked once after each step: the signal to stop for, the same everywhere.
@@ -27,8 +50,9 @@ def stop_requests(mesh: Mesh, reached_preemption: Callable[[int], bool]) -> Iter
       mesh: the devices.
       reached_preemption: step -> whether JAX's handler has all stop at it.
     """
-    several = jax.distributed.is_initialized()
-    with _listening((signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM)) as received:
+    several, received = jax.distributed.is_initialized(), []
+    numbers = (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM)
+    with _listening(numbers, received.append):
         if not several:
             yield lambda step: received[0] if received else None
             return
@@ -50,15 +74,15 @@ def _teller(mesh: Mesh) -> Callable[[bool], jax.Array]:
 
 
 @contextlib.contextmanager
-def _listening(numbers: tuple[signal.Signals, ...]) -> Iterator[list[str]]:
-    """The names of the signals received; after the first, the handlers of before are back."""
-    received: list[str] = []
+def _listening(numbers: tuple[signal.Signals, ...], heard: Callable[[str], None]) -> Iterator[None]:
+    """Tells the name of the first signal; from then on each acts as if nobody listened."""
     previous = {number: signal.getsignal(number) for number in numbers}
 
     def handle(number: int, frame: Any) -> None:
-        received.append(signal.Signals(number).name)
-        for one, handler in previous.items():
-            signal.signal(one, handler)
+        for one in numbers:
+            usual = signal.default_int_handler if one == signal.SIGINT else signal.SIG_DFL
+            signal.signal(one, usual)
+        heard(signal.Signals(number).name)
 
     try:
         for number in numbers:
@@ -66,7 +90,8 @@ def _listening(numbers: tuple[signal.Signals, ...]) -> Iterator[list[str]]:
     except ValueError:  # not in the main thread: somebody else's process, its own handlers
         previous.clear()
     try:
-        yield received
+        yield
     finally:
         for one, handler in previous.items():
-            signal.signal(one, handler)
+            # None: JAX's own, in C++, which cannot be put back; nobody asks it any more.
+            signal.signal(one, signal.SIG_DFL if handler is None else handler)

@@ -1,0 +1,63 @@
+"""Two processes: what one of them cannot read, has other options for, or ends in the middle of."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from small_run import ROOT
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """(exit codes, output lines, stderr) of `pair_worker`'s two processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script, folder = ROOT / "tests" / "pair_worker.py", tmp_path_factory.mktemp("pair")
+    one = "--xla_force_host_platform_device_count=1"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": one}
+    pipe = subprocess.PIPE
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank), str(port), str(folder)],
+            env=env,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        texts = [process.communicate(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    out = [
+        [line for line in text.splitlines() if not line.startswith("[Gloo]")] for text, _ in texts
+    ]
+    return [p.returncode for p in processes], out, [error for _, error in texts]
+
+
+def test_a_checkpoint_of_which_one_process_lost_its_part_is_damaged_for_both(said):
+    _, out, error = said
+    assert all(lines[0].startswith("checkpoint 2 is damaged (") for lines in out), (out, error)
+    assert sum("another process cannot read it" in lines[0] for lines in out) <= 1
+    assert all(lines[1] == "restored 1, True" for lines in out), (out, error)
+
+
+def test_processes_with_other_options_or_other_data_are_refused(said):
+    _, out, error = said
+    same = "the processes differ (this one is as process 0): start the same command on all hosts"
+    first, second = (lines[2:] for lines in out)
+    assert len(first) == 2 and all(line.startswith(same) for line in first), (out, error)
+    assert "the processes differ (train.save_every: 3 there, 4 here): start" in second[0]
+    assert "(training images: 'images 0' there, 'images 1' here): start" in second[1]
+
+
+def test_the_one_that_is_left_says_so_and_asks_to_be_started_again(said):
+    codes, _, error = said
+    assert codes == [75, 9], error
+    assert f"process 0 of 2, on {socket.gethostname()}: lost another process (" in error[0]
+    assert "Traceback" not in error[0]

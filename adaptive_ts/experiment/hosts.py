@@ -71,7 +71,7 @@ def _last_words(error: BaseException, exit_lost: int) -> int:
     elif lost_peer(error):
         code = exit_lost
         why = (
-            f"lost another process ({one_line(error)}); what that one said last says why. The "
+            f"lost another process ({one_line(error, 300)}); what that one said last says why. The "
             "same commands on all hosts go on from the last checkpoint"
         )
     elif not isinstance(error, KeyboardInterrupt):

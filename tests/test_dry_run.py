@@ -35,7 +35,6 @@ def test_a_dry_run_tells_and_writes_nothing(run_data, tmp_path, monkeypatch, cap
     assert tree(run_data) == before and not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_data_that_is_not_prepared_leaves_nothing_either(run_data, tmp_path, capsys):
     extra = "--sampler.name uniform --mesh.fsdp 2 --model.channels 32 --train.steps 3 --dry_run"
     assert main(arguments(tmp_path / "run", tmp_path / "data", extra)) == 0

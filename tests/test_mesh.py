@@ -55,7 +55,6 @@ def test_each_device_holds_its_share_of_the_large_arrays(fsdp):
     assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(state.sampler))
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 def test_steps_on_split_state_equal_those_on_a_whole_one(run_data, tmp_path, monkeypatch):
     monkeypatch.setattr(sharding, "_SMALL", 16)

@@ -52,12 +52,12 @@ sys.exit(code)
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("steps", [2000, 50_000])
+@pytest.mark.parametrize("steps", [2000, pytest.param(50_000, marks=pytest.mark.slow)])
 def test_a_long_run_stays_as_it_is(steps, run_data, tmp_path):
     script, out = tmp_path / "worker.py", tmp_path / "samples.jsonl"
     script.write_text(WORKER.format(tests=str(ROOT / "tests")))
     extra = f"--train.steps {steps} --train.log_every 50 --train.save_every {EVERY}"
+    extra += " --sampler.every 40"
     argv = [out, str(EVERY), *arguments(tmp_path / "run", run_data, extra)]
     env = {**os.environ, **compiler_environment(), "PYTHONPATH": str(ROOT)}
     env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
@@ -76,8 +76,9 @@ def test_a_long_run_stays_as_it_is(steps, run_data, tmp_path):
 
     table = "\n".join(map(str, [*samples[:12], "...", *samples[-12:]]))
     print(table)
-    for name in ("arrays", "bytes", "files", "threads"):
+    for name in ("arrays", "bytes", "files"):
         assert max(of(name, late)) <= max(of(name, warm)), name
+    assert max(of("threads", late)) <= max(of("threads", warm)) + 2, "pools may grow a little"
     assert max(of("rss", late)) <= 1.05 * max(of("rss", warm)), table
     assert statistics.mean(of("rss", late)) <= 1.05 * statistics.mean(of("rss", warm)), table
     # Processor time, which a busy machine stretches less than it does the clock's.

@@ -45,7 +45,14 @@ def trained(devices, accumulate, fsdp=1):
     return history, jax.device_get(state)
 
 
-@pytest.mark.parametrize(("devices", "accumulate", "fsdp"), [(1, 4, 1), (8, 2, 1), (8, 4, 4)])
+@pytest.mark.parametrize(
+    ("devices", "accumulate", "fsdp"),
+    [
+        pytest.param(1, 4, 1, marks=pytest.mark.slow),
+        pytest.param(8, 2, 1, marks=pytest.mark.slow),
+        (8, 4, 4),
+    ],
+)
 def test_microbatches_are_the_whole_batch(devices, accumulate, fsdp, run_data, monkeypatch):
     if fsdp > 1:
         monkeypatch.setattr(sharding, "_SMALL", 16)  # of this model's arrays, split some

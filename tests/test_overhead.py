@@ -9,10 +9,8 @@ from adaptive_ts.experiment.cli import parse
 
 
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize(
-    ("sampler", "most"),
-    [("impact", 1.06), pytest.param("adaptive", 1.10, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("sampler", "most"), [("impact", 1.06), ("adaptive", 1.10)])
 def test_operations_per_step_over_uniform(run_data, sampler, most):
     """The ``overhead`` row: 128 images, f_S = 40, a model that dwarfs its bookkeeping."""
     argv = ["overhead", "--sampler.name", sampler, "--data.dir", str(run_data)]

@@ -60,5 +60,5 @@ def test_the_one_that_is_left_says_so_and_asks_to_be_started_again(said):
     codes, _, error = said
     assert codes == [75, 9], error
     assert f"process 0 of 2, on {socket.gethostname()}: lost another process (" in error[0]
-    assert "closed by peer [127.0.0.1]" in error[0], "the address of the one that is gone"
+    assert "by peer" in error[0], "what the network said, often with an address"
     assert "Traceback" not in error[0]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import pytest
 from small_run import ROOT, arguments, compiler_environment, lines, same_run, saved_steps, train
 
 from adaptive_ts.experiment import loop
@@ -68,6 +69,7 @@ run_cli(train.main)
 """
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_a_save_then_terminated(six, run_data, tmp_path, monkeypatch):
     folder, script = tmp_path / "run", tmp_path / "train_killed.py"
     script.write_text(KILLED.format(root=str(ROOT), delay=0.2))

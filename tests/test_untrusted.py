@@ -19,12 +19,12 @@ from small_run import ROOT, same_run, train, tree
 from test_checkpoint import make_state, restore, save
 
 from adaptive_ts.experiment import evaluate, frechet, latents, reference
-from adaptive_ts.experiment.checkpoint import _json_digest
 from adaptive_ts.experiment.config import DataConfig
 from adaptive_ts.experiment.data import load
 from adaptive_ts.experiment.digests import state_digest
 from adaptive_ts.experiment.errors import UserError
 from adaptive_ts.experiment.inception import Activations, load_inception
+from adaptive_ts.experiment.verified import json_digest
 
 ONE_LINE = r"\A[^\n]*\Z"
 
@@ -248,7 +248,7 @@ def test_a_checkpoint_s_own_words_are_checked(changes, bait, tmp_path):
     save(folder, (1,))
     path = folder / "1" / "meta" / "metadata"
     content = {k: v for k, v in json.loads(path.read_text()).items() if k != "sha256"} | changes
-    path.write_text(json.dumps({**content, "sha256": _json_digest(content)}))
+    path.write_text(json.dumps({**content, "sha256": json_digest(content)}))
     with pytest.raises(UserError, match=ONE_LINE):
         restore(folder, lambda line: None)
 

@@ -41,7 +41,7 @@ def described(state: PyTree, meta: dict) -> dict:
     """The JSON item that is saved beside a state: meta, layout, checksums, and one of its own."""
     content = {"meta": meta, "layout": layout(state), "checksums": checksums(state)}
     content = json.loads(json.dumps(content))  # as it will be read: keys are strings then
-    return {**content, "sha256": _json_digest(content)}
+    return {**content, "sha256": json_digest(content)}
 
 
 def layout(tree: PyTree) -> dict[str, list]:
@@ -67,7 +67,7 @@ def restore(folder: epath.Path, abstract: PyTree) -> tuple[PyTree, dict]:
     """
     with _agreed():
         item = ocp.JsonCheckpointHandler().restore(folder / "meta")
-        if _json_digest({k: v for k, v in item.items() if k != "sha256"}) != item["sha256"]:
+        if json_digest({k: v for k, v in item.items() if k != "sha256"}) != item["sha256"]:
             raise DamagedError("its meta item does not match its checksum")
         if not all(isinstance(item[name], dict) for name in ("layout", "checksums")):
             raise DamagedError("its meta item is not what is written here")
@@ -109,7 +109,8 @@ def _check_layout(folder: epath.Path, saved: dict, wanted: dict) -> None:
         )
 
 
-def _json_digest(content: dict) -> str:
+def json_digest(content: dict) -> str:
+    """SHA-256 of what a JSON item holds, but for this digest itself."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -82,6 +82,7 @@ def same_numbers(folder, other, data_dir):
     assert summary(folder)["steps"] == summary(other)["steps"] == 20
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_and_go_on_to_the_numbers_of_one(
     one_process, run_data, tmp_path
 ):

@@ -212,6 +212,7 @@ def test_without_the_extra_one_line_says_what_installs_it(images, tmp_path, monk
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_on_latents(encoded, tmp_path, run_data):
     extra = "--data.name plain --train.steps 2"
     code, said = train(tmp_path / "run", encoded, extra, "digits_uniform")

@@ -155,6 +155,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(reference):
     assert_bfloat16_is_close(SMALL, params, (arrays["x"], arrays["t"]), arrays["out"])
 
 
+@pytest.mark.slow
 def test_remat_changes_nothing():
     model = UNet(channels=4, multipliers=(1, 1), res_blocks=1, attention=(False, True), dropout=0.5)
     x, t = jnp.ones((2, 4, 4, 1)), jnp.arange(2)

@@ -118,7 +118,7 @@ def test_global_view_on_eight_devices_equals_one(mesh8, one_device, shared):
     assert_same(found, one_device)
 
 
-@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("check_vma", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_shard_map_equals_global_view(mesh8, one_device, check_vma):
     step, first = make_step("data")
     specs = {"in_specs": (P(), P("data"), P()), "check_vma": check_vma, "mesh": mesh8}

@@ -152,6 +152,7 @@ def full(step, place):
     return opened
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_read_only_or_full_at_a_save(
     three, six, run_data, tmp_path, monkeypatch, capfd
 ):
@@ -184,6 +185,7 @@ def full_device(path):
     return pathlib.Path("/dev/full").open("wb")
 
 
+@pytest.mark.slow
 def test_logs_that_cannot_be_written(three, six, run_data, tmp_path, monkeypatch, capfd):
     """Each in turn: TensorBoard's, the metrics, p(t), and what is written at the end."""
     folder = tmp_path / "run"

@@ -80,6 +80,7 @@ def test_the_version_of_the_code_is_that_of_what_is_computed(run_data, monkeypat
     assert table_programs.program_of(config) != first
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(run_data, monkeypatch, tmp_path):
     config = config_of("digits_uniform", "--data.dir", str(run_data), *OPTIONS[-4:])
     config = replace(config, {"train.save_every": 3})
@@ -185,6 +186,7 @@ def test_runs_that_cannot_be_compared_are_kept_apart(tmp_path):
     assert len(list(tmp_path.glob("*.png"))) == 2
 
 
+@pytest.mark.slow
 def test_the_times_of_the_rows_are_measured_and_used(tmp_path, run_data, capsys):
     argv = ["--rows", "uniform", "stratified", "--times", "--out", str(tmp_path), *OPTIONS]
     argv += ["--configs", str(ROOT / "configs"), "--data.dir", str(run_data)]

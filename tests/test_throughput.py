@@ -261,6 +261,7 @@ def check_rows(report, names, dtype, peak):
             assert (row["over_uniform"] == 1) == (row["name"] == "uniform")
 
 
+@pytest.mark.slow
 def test_a_run_of_all_its_parts(run_data, tmp_path, capsys):
     folder = tmp_path / "trace"
     extra = ["--dtypes", "float32", "--peak_tflops", "0.5", "--trace", str(folder)]

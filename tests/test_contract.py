@@ -62,7 +62,12 @@ SAMPLERS = {
 CASES = [
     *[(name, grid) for name in ("uniform", "stratified") for grid in GRIDS],
     *[("weighted_mixed", grid) for grid in GRIDS],  # all of the adaptive sampler's functions
-    *[(name, "T1000") for name in SAMPLERS if name.startswith("adaptive")],
+    ("adaptive", "T1000"),
+    *[
+        pytest.param(name, "T1000", marks=pytest.mark.slow)
+        for name in SAMPLERS
+        if name.startswith("adaptive_")
+    ],
 ]
 
 

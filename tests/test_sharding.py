@@ -109,7 +109,13 @@ def assert_same(found, expected):
     chex.assert_trees_all_close(carry[0], carry1[0], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["profile_replicated", "profile_shared"])
+@pytest.mark.parametrize(
+    "shared",
+    [
+        pytest.param(False, marks=pytest.mark.slow, id="profile_replicated"),
+        pytest.param(True, id="profile_shared"),
+    ],
+)
 def test_global_view_on_eight_devices_equals_one(mesh8, one_device, shared):
     rows, whole = NamedSharding(mesh8, P("data")), NamedSharding(mesh8, P())
     step, first = make_step(None, rows if shared else None)

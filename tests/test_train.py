@@ -145,6 +145,7 @@ def test_uniform_bfloat16_dropout_and_v_prediction(run_data):
     assert 0.2 < losses[0] < 2
 
 
+@pytest.mark.slow
 def test_importance_weights_mixture_and_x0_prediction(run_data):
     extra = "--sampler.importance_weighted True --sampler.uniform_prob 0.2 --model.prediction x0"
     losses, built = two_steps(f"{extra} --sampler.objective loss --schedule.name cosine")

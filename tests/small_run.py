@@ -5,6 +5,8 @@ import hashlib
 import json
 import logging
 import pathlib
+import socket
+import subprocess
 import sys
 
 import jax
@@ -55,6 +57,29 @@ def compiler_environment():
     """The same for a process started from here."""
     names = [*COMPILER, "jax_compilation_cache_dir"]
     return {name.upper(): str(jax.config.values[name]) for name in names}
+
+
+def run_together(command_of, processes, env, timeout=300):
+    """Runs ``command_of(rank, port)`` of each rank to the end: (exit code, stdout, stderr) of each.
+
+    The port is a free one of this machine.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pipe = subprocess.PIPE
+    started = [
+        subprocess.Popen(
+            list(map(str, command_of(rank, port))), env=env, stdout=pipe, stderr=pipe, text=True
+        )
+        for rank in range(processes)
+    ]
+    try:
+        said = [process.communicate(timeout=timeout) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [(p.returncode, *texts) for p, texts in zip(started, said, strict=True)]
 
 
 def parse(argv):

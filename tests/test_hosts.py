@@ -3,14 +3,22 @@
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 
 import jax
 import numpy as np
 import pytest
-from small_run import ROOT, arguments, compiler_environment, lines, parse, summary, train
+from small_run import (
+    ROOT,
+    arguments,
+    compiler_environment,
+    lines,
+    parse,
+    run_together,
+    summary,
+    train,
+)
 
 from adaptive_ts.experiment.checkpoint import open_checkpoints
 from adaptive_ts.experiment.plan import make_plan
@@ -31,28 +39,14 @@ def one_process(run_data, once):
 
 def start(processes, folder, data_dir, extra="", event="none:0:0"):
     """Runs all processes to their end: (exit code, stdout, stderr) of each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script = [sys.executable, str(ROOT / "tests" / "hosts_worker.py")]
+    script = ROOT / "tests" / "hosts_worker.py"
     env = {**os.environ, **compiler_environment(), "PYTHONPATH": str(ROOT), "EVENT": event}
     argv = arguments(folder, data_dir, f"{STEPS} {extra}")
-    started = [
-        subprocess.Popen(
-            [*script, *map(str, (rank, processes, port, DEVICES)), *argv],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(processes)
-    ]
-    try:
-        said = [process.communicate(timeout=300) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    return [(p.returncode, *texts) for p, texts in zip(started, said, strict=True)]
+
+    def command(rank, port):
+        return sys.executable, script, rank, processes, port, DEVICES, *argv
+
+    return run_together(command, processes, env)
 
 
 def final_state(folder, data_dir):

@@ -2,42 +2,22 @@
 
 import os
 import socket
-import subprocess
 import sys
 
 import pytest
-from small_run import ROOT
+from small_run import ROOT, run_together
 
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
     """(exit codes, output lines, stderr) of `pair_worker`'s two processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     script, folder = ROOT / "tests" / "pair_worker.py", tmp_path_factory.mktemp("pair")
     one = "--xla_force_host_platform_device_count=1"
     env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": one}
-    pipe = subprocess.PIPE
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(port), str(folder)],
-            env=env,
-            stdout=pipe,
-            stderr=pipe,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        texts = [process.communicate(timeout=240) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    out = [
-        [line for line in text.splitlines() if not line.startswith("[Gloo]")] for text, _ in texts
-    ]
-    return [p.returncode for p in processes], out, [error for _, error in texts]
+    ended = run_together(lambda rank, port: (sys.executable, script, rank, port, folder), 2, env)
+    codes, texts, errors = zip(*ended, strict=True)
+    out = [[x for x in text.splitlines() if not x.startswith("[Gloo]")] for text in texts]
+    return list(codes), out, errors
 
 
 def test_a_checkpoint_of_which_one_process_lost_its_part_is_damaged_for_both(said):

@@ -15,8 +15,7 @@ from adaptive_ts.experiment.config import Config, replace
 from adaptive_ts.experiment.data import batches
 from adaptive_ts.experiment.datasets import is_prepared
 from adaptive_ts.experiment.plan import Log, Plan, make_jobs, make_plan, variant
-from adaptive_ts.experiment.scaling import cost_of
-from adaptive_ts.experiment.scaling_report import notes
+from adaptive_ts.experiment.scaling_report import cost_of, notes
 from adaptive_ts.experiment.state import TrainState
 
 _STEPS = 8  # timed, of each variant

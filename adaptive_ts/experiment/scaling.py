@@ -23,7 +23,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from tqdm import tqdm
@@ -36,24 +35,11 @@ from adaptive_ts.experiment.data import Dataset
 from adaptive_ts.experiment.errors import UserError
 from adaptive_ts.experiment.factory import build, first_state, known_names
 from adaptive_ts.experiment.files import write_json
-from adaptive_ts.experiment.hlo_collectives import count_collectives
 from adaptive_ts.experiment.plan import Jobs, Plan, make_jobs
-from adaptive_ts.experiment.scaling_report import Cost, rows, text
+from adaptive_ts.experiment.scaling_report import Cost, cost_of, rows, text
 from adaptive_ts.experiment.throughput_entries import image_of
 
 DEVICES = (1, 2, 4, 8)
-
-
-def cost_of(compiled: Any) -> Cost:
-    """Of a compiled function."""
-    cost, found = compiled.cost_analysis(), count_collectives(compiled.as_text())
-    cost = cost[0] if isinstance(cost, list) else cost
-    return Cost(
-        float(cost["flops"]),
-        float(cost["bytes accessed"]),
-        compiled.memory_analysis().temp_size_in_bytes,
-        *found,
-    )
 
 
 def step_jobs(config: Config, count: int, image: jax.ShapeDtypeStruct) -> Jobs:

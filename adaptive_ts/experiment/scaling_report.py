@@ -1,9 +1,9 @@
-"""What `scaling` found, as a table for reading and as rows for JSON."""
+"""What a compiled step costs; what `scaling` found, as a table for reading and rows for JSON."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from adaptive_ts.experiment.hlo_collectives import Tally
+from adaptive_ts.experiment.hlo_collectives import Tally, count_collectives
 
 _NAMES = {"uniform": "uniform", "plain": "{}", "probe": "with a probe"}
 
@@ -33,6 +33,18 @@ class Cost(NamedTuple):
         return Tally(
             *(sum(column) for column in zip((0, 0), *self.collectives.values(), strict=True))
         )
+
+
+def cost_of(compiled: Any) -> Cost:
+    """Of a compiled function."""
+    cost, found = compiled.cost_analysis(), count_collectives(compiled.as_text())
+    cost = cost[0] if isinstance(cost, list) else cost
+    return Cost(
+        float(cost["flops"]),
+        float(cost["bytes accessed"]),
+        compiled.memory_analysis().temp_size_in_bytes,
+        *found,
+    )
 
 
 def probe_share(costs: Mapping[str, Cost], every: int) -> float | None:

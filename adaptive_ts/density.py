@@ -4,17 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from adaptive_ts import collectives
-from adaptive_ts.grid import GridSample
-from adaptive_ts.schedules import NoiseSchedule
-from adaptive_ts.tabulated import bucket_timesteps, check_schedule
-from adaptive_ts.types import (
-    Batch,
-    PerBucket,
-    State,
-    TimestepSample,
-    TimestepSampler,
-    Weighting,
-)
+from adaptive_ts.schedules.base import NoiseSchedule
+from adaptive_ts.timesteps.grid import GridSample
+from adaptive_ts.timesteps.tables import bucket_timesteps, check_schedule
+from adaptive_ts.types import Batch, PerBucket, State, TimestepSample, TimestepSampler, Weighting
 
 
 def relative_density(
@@ -69,7 +62,7 @@ def effective_density(
 
     Example:
       >>> import adaptive_ts as ats
-      >>> schedule, uniform = ats.linear(1000), ats.uniform(ats.discrete(1000))
+      >>> schedule, uniform = ats.schedules.linear(1000), ats.uniform(ats.discrete(1000))
       >>> share = ats.effective_density(uniform, ats.weightings.p2(gamma=1.0), schedule)
       >>> print(share.shape, bool(share[0] < share[999]))
       (1000,) True

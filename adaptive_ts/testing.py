@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adaptive_ts import collectives
-from adaptive_ts.grid import TimeGrid
+from adaptive_ts.timesteps.grid import TimeGrid
 from adaptive_ts.types import Batch, Key, PerExample, State, TimestepSample, TimestepSampler
 
 _BINS = 20  # coarse bins of the chi-square test, of equal expected mass

@@ -15,7 +15,7 @@ Command:     train.py celebahq256
              prepares the set; without, from a folder of images:
              train.py celebahq256 --data.name folder/celebahq --data.image_size 256
              --data.source_dir DIR
-             python -m adaptive_ts.experiment.tables celebahq256 --dry_run
+             adaptive-ts tables celebahq256 --dry_run
 Hardware:    not yet run
 Hours:       not yet known
 Expected:
@@ -25,7 +25,7 @@ Measured:    not yet
 import dataclasses
 
 from adaptive_ts.experiment import config as c
-from adaptive_ts.experiment.comparison import comparison
+from adaptive_ts.experiment.config.rows import comparison
 
 _ADAPTIVE = c.Config(
     data=c.DataConfig(name="celeb_a_hq/256", flip=True),

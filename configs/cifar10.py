@@ -8,7 +8,7 @@ Rows:        cifar10        the adaptive sampler, by the paper's hyperparameters
              cifar10_LABEL  the paper's comparison and the newer methods, the labels of
                             configs/digits.py, everything else the same
 Command:     train.py cifar10
-             python -m adaptive_ts.experiment.tables cifar10 --schedules quad linear cosine
+             adaptive-ts tables cifar10 --schedules quad linear cosine
              --generate.num_images 50000 --image_evaluations 5 --inception_weights PATH --dry_run
 Hardware:    not yet run
 Hours:       not yet known
@@ -19,7 +19,7 @@ Measured:    not yet
 import dataclasses
 
 from adaptive_ts.experiment import config as c
-from adaptive_ts.experiment.comparison import comparison
+from adaptive_ts.experiment.config.rows import comparison
 
 _ADAPTIVE = c.Config(
     data=c.DataConfig(name="cifar10", flip=True),

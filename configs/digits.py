@@ -24,7 +24,7 @@ Rows:        digits                       the adaptive sampler (CVPR 2025); what
              digits_loss_proportional     p ~ L, weights 1
              digits_impact                forward-mode impact
 Command:     train.py digits
-             python -m adaptive_ts.experiment.tables digits --schedules linear cosine quad
+             adaptive-ts tables digits --schedules linear cosine quad
 Hardware:    2 CPU cores
 Time:        train.py: 1:43 with everything installed, 65 s of it training (JAX 0.10.2, CPU);
              tables: about a minute per run, two at a time
@@ -34,7 +34,7 @@ Measured:    train.py: VLB 4.67 bits/dim (seed 0, the seed that the row was tune
 """
 
 from adaptive_ts.experiment import config as c
-from adaptive_ts.experiment.comparison import comparison
+from adaptive_ts.experiment.config.rows import comparison
 
 _MODEL = c.ModelConfig(channels=16, multipliers=(1, 2), attention=(False, True), groups=4)
 _OPTIMIZER = c.OptimizerConfig(learning_rate=1e-3, warmup_steps=200, ema_decay=0.995)

@@ -5,7 +5,7 @@ Rows:        fashion_mnist        the adaptive sampler, at a size for one GPU
              fashion_mnist_LABEL  the paper's comparison and the newer methods, the labels of
                                   configs/digits.py, at a size for two CPU cores
 Command:     train.py fashion_mnist
-             python -m adaptive_ts.experiment.tables fashion_mnist --jobs 2
+             adaptive-ts tables fashion_mnist --jobs 2
 Hardware:    2 CPU cores, but for the row fashion_mnist: one GPU, not yet run
 Hours:       0.07 to 0.1 per run of the table on one core; 6,000 steps on both: 0.3
 Expected:    no published number
@@ -13,7 +13,7 @@ Measured:    the table: docs/tables/fashion_mnist-linear-4a83ecac6892.md, 3 seed
 """
 
 from adaptive_ts.experiment import config as c
-from adaptive_ts.experiment.comparison import comparison
+from adaptive_ts.experiment.config.rows import comparison
 
 _DATA = c.DataConfig(name="fashion_mnist", image_size=32)
 

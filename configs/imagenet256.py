@@ -12,11 +12,11 @@ Reproduces:  DiT-XL/2 at 400,000 steps, "Scalable Diffusion Models with Transfor
 Rows:        imagenet256        the adaptive sampler
              imagenet256_LABEL  the paper's comparison and the newer methods, the labels of
                                 configs/digits.py, everything else the same
-Command:     python -m adaptive_ts.experiment.latents encode IMAGENET DATA_DIR --flip
+Command:     adaptive-ts encode IMAGENET DATA_DIR --flip
              --name imagenet256_latents
              where IMAGENET holds train/ and val/, with a subfolder for each class; then
              train.py imagenet256 --data.dir DATA_DIR
-             python -m adaptive_ts.experiment.tables imagenet256 --dry_run
+             adaptive-ts tables imagenet256 --dry_run
 Hardware:    not yet run
 Hours:       not yet known
 Expected:
@@ -26,7 +26,7 @@ Measured:    not yet
 import dataclasses
 
 from adaptive_ts.experiment import config as c
-from adaptive_ts.experiment.comparison import comparison
+from adaptive_ts.experiment.config.rows import comparison
 
 _ADAPTIVE = c.Config(
     data=c.DataConfig(name="imagenet256_latents"),

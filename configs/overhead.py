@@ -3,8 +3,8 @@
 Reproduces:  nothing published; the arithmetic says 1.063 (24.2 extra forwards per step of 128
              images, a forward counted as a third of a step)
 Rows:        overhead  digits, batch 128, f_S=40, 100 buckets, |S|=3, as in the paper
-Command:     python -m adaptive_ts.experiment.overhead
-             python -m adaptive_ts.experiment.throughput --torch, images per second
+Command:     adaptive-ts overhead
+             adaptive-ts throughput --torch, images per second
 Hardware:    any; 2 CPU cores take four minutes
 Expected:    at most 1.10
 Measured:    1.085 (1.042 to 1.155 over 5 cycles) of wall-clock, 1.075 of FLOPs, 2 CPU cores

@@ -73,7 +73,7 @@ def run_data(once):
     """A data_dir with the digits prepared; meanwhile functions are compiled fast and kept."""
     from small_run import compiler
 
-    from adaptive_ts.experiment.data import load
+    from adaptive_ts.experiment.data.loading import load
 
     def prepare(folder):
         for split in ("train", "test"):

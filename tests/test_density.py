@@ -10,7 +10,7 @@ from adaptive_ts import weightings
 from adaptive_ts.density import relative_density
 from adaptive_ts.testing import check_sampler
 
-GRID, SCHEDULE = ats.discrete(1000), ats.linear(1000)
+GRID, SCHEDULE = ats.discrete(1000), ats.schedules.linear(1000)
 T = jnp.arange(1000)
 BATCH = {"image": jnp.zeros((8, 8, 8, 1))}
 
@@ -94,7 +94,7 @@ def test_a_mixture_of_an_importance_weighted_sampler_is_weighted_by_the_mixture(
 
 
 def test_density_in_continuous_time_and_of_a_state():
-    grid, flow = ats.continuous(50, t_min=1e-3, t_max=0.999), ats.rectified_flow()
+    grid, flow = ats.continuous(50, t_min=1e-3, t_max=0.999), ats.schedules.rectified_flow()
     found = ats.effective_density(ats.logit_normal(grid), weightings.snr(prediction="flow"), flow)
     u = (np.arange(50) + 0.5) / 50
     t, logit = 1e-3 + 0.998 * u, np.log(u / (1 - u))
@@ -115,9 +115,9 @@ def test_density_in_continuous_time_and_of_a_state():
 def test_errors():
     uniform = ats.uniform(GRID)
     with pytest.raises(ValueError, match="the grid has 1000 timesteps, the linear schedule 100"):
-        ats.with_weighting(uniform, weightings.p2(), ats.linear(100))
+        ats.with_weighting(uniform, weightings.p2(), ats.schedules.linear(100))
     with pytest.raises(ValueError, match="the rectified_flow schedule continuous time"):
-        ats.effective_density(uniform, weightings.p2(), ats.rectified_flow())
+        ats.effective_density(uniform, weightings.p2(), ats.schedules.rectified_flow())
     with pytest.raises(ValueError, match="give weighting and schedule both"):
         ats.effective_density(uniform, weightings.p2())
     bare = uniform._replace(sample=uniform.sample.draw)

@@ -11,9 +11,9 @@ import jax
 import pytest
 
 import adaptive_ts
-from adaptive_ts.experiment.cli import load_rows
-from adaptive_ts.experiment.config import Config
-from adaptive_ts.experiment.fields import leaf_types
+from adaptive_ts.experiment.config.groups import Config
+from adaptive_ts.experiment.config.paths import leaf_types
+from adaptive_ts.experiment.config.row_files import load_rows
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
@@ -59,7 +59,10 @@ def test_docstring_examples_run_as_pasted(name):
 def test_docstring_examples_are_found():
     modules = [importlib.import_module(name) for name in MODULES]
     found = {test.name for module in modules for test in _examples(module)}
-    assert {"adaptive_ts.samplers.adaptive.adaptive", "adaptive_ts.grid.discrete"} <= found
+    assert {
+        "adaptive_ts.samplers.adaptive.adaptive",
+        "adaptive_ts.timesteps.grid.discrete",
+    } <= found
     assert len(found) > 35
 
 

@@ -1,103 +1,197 @@
-"""Modules import only from lower layers, never sideways; the core stays light."""
+"""The house: floors, faces and sizes. No import runs up a floor or in a circle."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import adaptive_ts
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "adaptive_ts"
-LAYERS = [
+# Rooms (packages, or modules at a root), low to high; those of one line may import each other
+# as long as no circle comes of it.
+CORE = [
     ["types"],
-    ["collectives", "schedules"],
-    ["discrete_schedules", "continuous_schedules", "corruption"],
-    ["grid", "statistics", "diffusion", "policy", "error_ratios"],
-    ["tabulated", "selection", "weightings_scheduled", "uncertainty", "draws"],
-    ["probe", "reinforce", "laws", "weightings"],
-    [
-        "samplers.static",
-        "samplers.logit",
-        "samplers.log_snr",
-        "samplers.speed",
-        "samplers.curriculum",
-        "samplers.adaptive",
-        "samplers.tabular",
-        "samplers.impact",
-        "samplers.wrappers",
-    ],
-    ["testing", "density"],
+    ["collectives"],
+    ["schedules"],
+    ["diffusion"],
+    ["weightings"],
+    ["timesteps"],
+    ["learning"],
+    ["samplers"],
+    ["density", "testing"],
 ]
-CORE = {name: level for level, names in enumerate(LAYERS) for name in names}
-THIRD_PARTY = {"jax", "numpy", "scipy", "optax", "flax"}
+EXPERIMENT = [
+    ["errors"],
+    ["config", "models", "files", "checkpoints", "commands"],
+    ["devices", "pictures"],
+    ["data", "solvers", "logs"],
+    ["assembly"],
+    ["quality", "generate"],
+    ["evaluate"],
+    ["train"],
+    ["costs"],
+    ["tables"],
+    ["main"],
+]
+FLOOR = {room: level for level, rooms in enumerate(CORE) for room in rooms}
+FLOOR |= {
+    f"experiment.{room}": len(CORE) + level
+    for level, rooms in enumerate(EXPERIMENT)
+    for room in rooms
+}
+THIRD_PARTY = {"jax", "numpy", "scipy", "optax", "flax"}  # of the core
+HEAVY = ["orbax", "tensorflow_datasets", "grain", "matplotlib", "sklearn", "tyro", "tqdm"]
 
 
-def _imports(path: Path) -> set[str]:
+def _module(path: Path) -> str:
+    """Dotted, below adaptive_ts; a package's face by the package's name."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {_module(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
+CORE_FILES = [name for name in FILES if name and not name.startswith("experiment")]
+
+
+def _room(module: str) -> str:
+    parts = module.split(".")
+    return ".".join(parts[:2] if parts[0] == "experiment" else parts[:1])
+
+
+def _is_face(module: str) -> bool:
+    return FILES[module].name == "__init__.py"
+
+
+def _imports(module: str) -> set[tuple[str, str]]:
+    """(module, name) of every import of ours, modules below adaptive_ts; name "" for a module."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(TREES[module]):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            found |= {(alias.name, "") for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+            assert node.level == 0, f"{module}: a relative import"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}".removeprefix("adaptive_ts.")
+                found.add(
+                    (f"adaptive_ts.{whole}", "") if whole in FILES else (node.module, alias.name)
+                )
+    inside = {(source, name) for source, name in found if source.partition(".")[0] == "adaptive_ts"}
+    return {(source.removeprefix("adaptive_ts").lstrip("."), name) for source, name in inside}
+
+
+def _third_party(module: str) -> set[str]:
+    nodes = list(ast.walk(TREES[module]))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    tops = {name.partition(".")[0] for name in names}
+    return tops - {"adaptive_ts"} - sys.stdlib_module_names
+
+
+def _defined(module: str) -> set[str]:
+    """What a module binds at its top level other than by imports."""
+    found = set()
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
     return found
 
 
-def _name(path: Path) -> str:
-    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+@pytest.mark.parametrize("module", [name for name in FILES if name])
+def test_imports_run_down(module):
+    room = _room(module)
+    for source, _ in _imports(module):
+        if not source:
+            continue  # the package itself, whose names resolve when they are used
+        other = _room(source)
+        if room != other:
+            assert FLOOR[other] <= FLOOR[room], f"{module} imports {source}, a floor above"
+        else:
+            assert _is_face(module) or source != room, f"{module} imports its own package's face"
 
 
-def _core_modules() -> list[Path]:
-    files = [*PACKAGE.glob("*.py"), *(PACKAGE / "samplers").glob("*.py")]
-    return [path for path in files if path.name != "__init__.py"]
+def test_nothing_runs_in_a_circle():
+    modules = {name: {source for source, _ in _imports(name) if source} for name in FILES if name}
+    rooms: dict[str, set[str]] = {}
+    for name, sources in modules.items():
+        rooms.setdefault(_room(name), set()).update({_room(s) for s in sources} - {_room(name)})
+    for graph in (modules, rooms):
+        graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, with the circle
 
 
-@pytest.mark.parametrize("path", _core_modules(), ids=_name)
-def test_core_module_imports_only_lower_layers(path):
-    level = CORE[_name(path)]  # a new module needs its place in LAYERS
-    for imported in _imports(path):
-        top, _, rest = imported.partition(".")
-        if top == "adaptive_ts":
-            inside = [name for name in CORE if rest == name or rest.startswith(f"{name}.")]
-            assert not rest.startswith("experiment"), imported
-            assert all(CORE[name] < level for name in inside), f"{path.name} imports {imported}"
-        elif top not in sys.stdlib_module_names:
-            assert top in THIRD_PARTY, imported
-            assert top != "flax" or path.name == "policy.py", "flax is for policy.py alone"
+@pytest.mark.parametrize("module", [name for name in FILES if name])
+def test_names_come_from_where_they_are_defined(module):
+    """Only a package's face hands on what it did not define, and it defines nothing."""
+    if _is_face(module):
+        own = _defined(module) - {"__all__"}
+        assert not own, f"the face of {module} defines {own}"
+        return
+    for source, name in _imports(module):
+        if name and not _is_face(source):
+            assert name in _defined(source), f"{module} takes {name} from {source}, not its home"
 
 
-def test_contract_module_imports_jax_and_typing_only():
-    tops = {name.split(".")[0] for name in _imports(PACKAGE / "types.py")}
-    assert tops <= {"jax", "typing", "collections"}
+@pytest.mark.parametrize("module", CORE_FILES)
+def test_the_core_needs_few_packages(module):
+    lent = {"lazy_loader"} if not module else set()
+    assert _third_party(module) <= THIRD_PARTY | lent
+    assert "flax" not in _third_party(module) or module == "learning.policy", "flax is policy's"
+
+
+def test_contract_module_imports_jax_alone():
+    assert _third_party("types") == {"jax"} and not _imports("types")
 
 
 def test_only_collectives_crosses_devices():
-    words = ("lax.psum", "lax.pmean", "lax.all_gather", "lax.axis_index", "lax.axis_size")
-    for path in _core_modules():
-        if path.name != "collectives.py":
-            text = path.read_text()
-            assert not [word for word in words if f"jax.{word}(" in text], path
-
-
-def test_experiment_has_one_integrator():
-    for path in (PACKAGE / "experiment").rglob("*.py"):
-        if path.name not in ("loop.py", "overhead.py"):
-            assert not any(
-                name.startswith("adaptive_ts.experiment.loop") for name in _imports(path)
-            ), path
+    words = ("psum", "pmean", "all_gather", "axis_index", "axis_size")
+    for module in CORE_FILES:
+        if module != "collectives":
+            text = FILES[module].read_text()
+            assert not [word for word in words if f"jax.lax.{word}(" in text], module
 
 
 def test_importing_the_package_is_light():
-    heavy = ["orbax", "tensorflow_datasets", "grain", "matplotlib", "sklearn", "tyro", "tqdm"]
-    code = f"import sys, adaptive_ts; print([m for m in {heavy} if m in sys.modules])"
+    code = (
+        f"import sys, adaptive_ts as a; a.adaptive; print([m for m in {HEAVY} if m in sys.modules])"
+    )
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert run.stdout.strip() == "[]"
 
 
+def test_the_house_has_few_rooms_and_none_is_crowded():
+    assert {p.stem for p in PACKAGE.glob("[!_]*.py")} == {
+        "types",
+        "collectives",
+        "density",
+        "testing",
+    }
+    assert len(list((PACKAGE / "experiment").glob("[!_]*.py"))) <= 6
+    packages = {path.parent for path in FILES.values()}
+    for folder in packages:
+        assert (folder / "__init__.py").is_file(), folder
+        assert len(list(folder.glob("*.py"))) <= 16, folder
+    assert len(adaptive_ts.__all__) <= 45
+
+
+def test_tests_lie_where_their_subject_does():
+    rooms = {str(path.parent.relative_to(PACKAGE)) for path in FILES.values()}
+    own = {"golden", "parity", "support"}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        folder = str(path.parent.relative_to(ROOT / "tests"))
+        assert folder in rooms | own, f"{path}: no package is called {folder}"
+
+
 def test_files_and_functions_are_short():
-    for path in [*PACKAGE.rglob("*.py"), ROOT / "train.py", *(ROOT / "configs").glob("*.py")]:
+    for path in [*FILES.values(), ROOT / "train.py", *(ROOT / "configs").glob("*.py")]:
         source = path.read_text()
         assert len(source.splitlines()) <= 400, path
         for node in ast.walk(ast.parse(source)):

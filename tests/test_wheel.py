@@ -191,7 +191,7 @@ def test_seven_lines_from_another_folder(python, wheel, tmp_path):
 
 def test_training_parts_say_what_is_missing(python, wheel, tmp_path):
     """Without the extra [train] the experiment package fails with the name of what it lacks."""
-    code = "import adaptive_ts.experiment.cli"
+    code = "import adaptive_ts.experiment.config.command_line"
     env = {"JAX_PLATFORMS": "cpu", "PATH": os.environ.get("PATH", "")}
     run = subprocess.run(
         [str(python), "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True,

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adaptive_ts import collectives, reinforce, selection
-from adaptive_ts import policy as policies
-from adaptive_ts import probe as probes
-from adaptive_ts.grid import GridSample, TimeGrid, strata
-from adaptive_ts.statistics import summable
+from adaptive_ts import collectives
+from adaptive_ts.learning import policy as policies
+from adaptive_ts.learning import probe as probes
+from adaptive_ts.learning import reinforce, selection
+from adaptive_ts.learning.statistics import summable
+from adaptive_ts.timesteps.grid import GridSample, TimeGrid, strata
 from adaptive_ts.types import (
     AxisName,
     Batch,
@@ -142,7 +143,7 @@ def adaptive(
     Example:
       >>> import jax, jax.numpy as jnp, optax
       >>> import adaptive_ts as ats
-      >>> grid, policy = ats.discrete(1000), ats.conv_beta_policy()
+      >>> grid, policy = ats.discrete(1000), ats.learning.conv_beta_policy()
       >>> sampler = ats.adaptive(grid, policy, optax.adam(1e-3), every=40)
       >>> batch = {"image": jnp.zeros((4, 8, 8, 1))}
       >>> state = sampler.init(jax.random.key(0), batch)
@@ -259,9 +260,11 @@ def _probe(
         axis_name=axis_name,
         sharding=options.bucket_sharding,
     )
-    queue = selection.push(state.queue, profile)
+    queue = selection.push_profile(state.queue, profile)
     min_rows = 2 if options.lagged_selection else 3
-    selected = selection.select(queue, options.num_selected, state.selected, min_rows=min_rows)
+    selected = selection.select_timesteps(
+        queue, options.num_selected, state.selected, min_rows=min_rows
+    )
 
     used = state.selected if options.lagged_selection else selected
     decrease = probes.decrease_on_batch(

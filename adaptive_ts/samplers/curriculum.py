@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from adaptive_ts import collectives
-from adaptive_ts.grid import GridSample, TimeGrid, open_unit
-from adaptive_ts.laws import (
+from adaptive_ts.schedules.base import known
+from adaptive_ts.timesteps.grid import GridSample, TimeGrid, open_unit
+from adaptive_ts.timesteps.laws import (
     Law,
     check_parameters,
     logit_normal_law,
@@ -18,7 +19,6 @@ from adaptive_ts.laws import (
     truncated_normal_law,
     uniform_law,
 )
-from adaptive_ts.schedules import known
 from adaptive_ts.types import (
     AxisName,
     Batch,
@@ -83,7 +83,7 @@ def curriculum(
       >>> import adaptive_ts as ats
       >>> sampler = ats.curriculum(ats.discrete(1000), steps=100)
       >>> for step in (0, 100):
-      ...     state = ats.CurriculumState(jnp.int32(step))
+      ...     state = ats.samplers.CurriculumState(jnp.int32(step))
       ...     print(f"{1000 * ats.effective_density(sampler, state=state)[300]:.2f}")
       1.00
       2.14

@@ -8,13 +8,13 @@ import numpy as np
 import optax
 
 from adaptive_ts import collectives
-from adaptive_ts.draws import Coupling, check_coupling, unit_draws
-from adaptive_ts.grid import TimeGrid
-from adaptive_ts.laws import table_sampler
-from adaptive_ts.policy import beta_log_mass
-from adaptive_ts.probe import forward_impact, optimizer_response, probe_when_due
-from adaptive_ts.statistics import summable
-from adaptive_ts.tabulated import Strata, strata_of
+from adaptive_ts.learning.policy import beta_log_mass
+from adaptive_ts.learning.probe import forward_impact, optimizer_response, probe_when_due
+from adaptive_ts.learning.statistics import summable
+from adaptive_ts.timesteps.draws import Coupling, check_coupling, unit_draws
+from adaptive_ts.timesteps.grid import TimeGrid
+from adaptive_ts.timesteps.laws import table_sampler
+from adaptive_ts.timesteps.tables import Strata, strata_of
 from adaptive_ts.types import (
     AxisName,
     Batch,

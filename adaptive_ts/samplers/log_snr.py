@@ -7,9 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adaptive_ts.draws import Coupling
-from adaptive_ts.grid import TimeGrid, open_unit
-from adaptive_ts.laws import (
+from adaptive_ts.schedules.base import (
+    MAX_LOG_SNR,
+    NoiseSchedule,
+    discrete_betas,
+    known,
+    log_alphas_bar,
+)
+from adaptive_ts.timesteps.draws import Coupling
+from adaptive_ts.timesteps.grid import TimeGrid, open_unit
+from adaptive_ts.timesteps.laws import (
     NORMAL,
     Law,
     Symmetric,
@@ -19,8 +26,7 @@ from adaptive_ts.laws import (
     tabulated_law,
     truncated,
 )
-from adaptive_ts.schedules import MAX_LOG_SNR, NoiseSchedule, discrete_betas, known, log_alphas_bar
-from adaptive_ts.tabulated import check_schedule
+from adaptive_ts.timesteps.tables import check_schedule
 from adaptive_ts.types import AxisName, PerBucket, PerExample, TimestepSampler
 
 _MIN_MASS = 1e-6
@@ -91,7 +97,7 @@ def log_normal_sigma(
 
     Example:
       >>> import adaptive_ts as ats
-      >>> sampler = ats.log_normal_sigma(ats.discrete(1000), ats.linear(1000))
+      >>> sampler = ats.log_normal_sigma(ats.discrete(1000), ats.schedules.linear(1000))
       >>> print(f"{ats.effective_density(sampler)[:200].sum():.3f}")  # sigma below 0.72
       0.767
 
@@ -143,7 +149,7 @@ def log_snr_laplace(
 
     Example:
       >>> import adaptive_ts as ats
-      >>> sampler = ats.log_snr_laplace(ats.discrete(1000), ats.linear(1000))
+      >>> sampler = ats.log_snr_laplace(ats.discrete(1000), ats.schedules.linear(1000))
       >>> print(int(ats.effective_density(sampler).argmax()))
       258
 
@@ -185,7 +191,8 @@ def log_snr_cauchy(
 
     Example:
       >>> import adaptive_ts as ats
-      >>> p = ats.effective_density(ats.log_snr_cauchy(ats.discrete(1000), ats.linear(1000)))
+      >>> schedule = ats.schedules.linear(1000)
+      >>> p = ats.effective_density(ats.log_snr_cauchy(ats.discrete(1000), schedule))
       >>> print(f"{p[0]:.3f} {p[999]:.3f}")
       0.036 0.031
 
@@ -226,7 +233,7 @@ def log_snr_cosine(
 
     Example:
       >>> import adaptive_ts as ats
-      >>> sampler = ats.log_snr_cosine(ats.discrete(1000), ats.cosine(1000))
+      >>> sampler = ats.log_snr_cosine(ats.discrete(1000), ats.schedules.cosine(1000))
       >>> p = 1000 * ats.effective_density(sampler)  # its own schedule: about uniform
       >>> print(f"{p[100]:.2f} {p[900]:.2f}")
       0.99 0.99
@@ -265,7 +272,7 @@ def lognorm_timestep(
 
     Example:
       >>> import adaptive_ts as ats
-      >>> sampler = ats.lognorm_timestep(ats.discrete(1000), ats.linear(1000))
+      >>> sampler = ats.lognorm_timestep(ats.discrete(1000), ats.schedules.linear(1000))
       >>> print(int(ats.effective_density(sampler).argmax()))
       348
 

@@ -6,9 +6,15 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from adaptive_ts.draws import Coupling
-from adaptive_ts.grid import TimeGrid
-from adaptive_ts.laws import Law, check_parameters, logit_normal_law, static_sampler, unit_law
+from adaptive_ts.timesteps.draws import Coupling
+from adaptive_ts.timesteps.grid import TimeGrid
+from adaptive_ts.timesteps.laws import (
+    Law,
+    check_parameters,
+    logit_normal_law,
+    static_sampler,
+    unit_law,
+)
 from adaptive_ts.types import AxisName, PerExample, TimestepSampler
 
 _MAX_SCALE = 2 / (math.pi - 2)  # beyond it the quantile function of `mode` turns back

@@ -7,10 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from adaptive_ts import collectives
-from adaptive_ts.grid import GridSample, TimeGrid, open_unit
-from adaptive_ts.laws import Law, check_parameters, static_sampler, tabulated_law, unit_law
-from adaptive_ts.schedules import NoiseSchedule, discrete_betas, log_alphas_bar
-from adaptive_ts.tabulated import check_schedule
+from adaptive_ts.schedules.base import NoiseSchedule, discrete_betas, log_alphas_bar
+from adaptive_ts.timesteps.grid import GridSample, TimeGrid, open_unit
+from adaptive_ts.timesteps.laws import (
+    Law,
+    check_parameters,
+    static_sampler,
+    tabulated_law,
+    unit_law,
+)
+from adaptive_ts.timesteps.tables import check_schedule
 from adaptive_ts.types import (
     AxisName,
     Batch,
@@ -68,7 +74,7 @@ def speed(
 
     Example:
       >>> import adaptive_ts as ats
-      >>> sampler = ats.speed(ats.discrete(1000), ats.linear(1000))
+      >>> sampler = ats.speed(ats.discrete(1000), ats.schedules.linear(1000))
       >>> p = 1000 * ats.effective_density(sampler)
       >>> print(f"{p[0]:.3f} {p[699]:.3f} {p[700]:.3f}")
       1.316 1.316 0.263

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from adaptive_ts.draws import Coupling
-from adaptive_ts.grid import TimeGrid
-from adaptive_ts.laws import (
+from adaptive_ts.timesteps.draws import Coupling
+from adaptive_ts.timesteps.grid import TimeGrid
+from adaptive_ts.timesteps.laws import (
     Law,
     check_parameters,
     static_sampler,

@@ -8,13 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adaptive_ts.corruption import PREDICTIONS
-from adaptive_ts.draws import Coupling
-from adaptive_ts.error_ratios import log_error_ratio
-from adaptive_ts.grid import TimeGrid
-from adaptive_ts.laws import table_sampler
-from adaptive_ts.schedules import NoiseSchedule, known
-from adaptive_ts.statistics import (
+from adaptive_ts.diffusion.corruption import PREDICTIONS
+from adaptive_ts.learning.statistics import (
     LossHistory,
     LossStatistics,
     count_nonfinite,
@@ -26,7 +21,11 @@ from adaptive_ts.statistics import (
     summable,
     update_statistics,
 )
-from adaptive_ts.tabulated import Strata, check_schedule, strata_of
+from adaptive_ts.schedules.base import NoiseSchedule, known
+from adaptive_ts.timesteps.draws import Coupling
+from adaptive_ts.timesteps.grid import TimeGrid
+from adaptive_ts.timesteps.laws import table_sampler
+from adaptive_ts.timesteps.tables import Strata, check_schedule, strata_of
 from adaptive_ts.types import (
     AxisName,
     Batch,
@@ -38,6 +37,7 @@ from adaptive_ts.types import (
     TimestepSampler,
     Weighting,
 )
+from adaptive_ts.weightings.predictions import log_error_ratio
 
 
 def loss_second_moment(
@@ -248,7 +248,7 @@ def entropy_rate(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> import adaptive_ts as ats
-      >>> sampler = ats.entropy_rate(ats.discrete(1000), ats.linear(1000))
+      >>> sampler = ats.entropy_rate(ats.discrete(1000), ats.schedules.linear(1000))
       >>> state = sampler.init(jax.random.key(0), None)
       >>> t = jnp.arange(1000)
       >>> draw = ats.TimestepSample(t, (t + 0.5) / 1000, jnp.ones(1000))

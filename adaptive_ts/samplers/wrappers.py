@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from adaptive_ts import collectives
-from adaptive_ts.grid import GridSample, TimeGrid, open_unit
-from adaptive_ts.schedules import NoiseSchedule
-from adaptive_ts.tabulated import check_schedule
+from adaptive_ts.schedules.base import NoiseSchedule
+from adaptive_ts.timesteps.grid import GridSample, TimeGrid, open_unit
+from adaptive_ts.timesteps.tables import check_schedule
 from adaptive_ts.types import (
     AxisName,
     Batch,
@@ -143,8 +143,8 @@ def with_weighting(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> import adaptive_ts as ats
-      >>> sampler = ats.uniform(ats.discrete(1000))
-      >>> sampler = ats.with_weighting(sampler, ats.weightings.p2(gamma=1.0), ats.linear(1000))
+      >>> sampler, schedule = ats.uniform(ats.discrete(1000)), ats.schedules.linear(1000)
+      >>> sampler = ats.with_weighting(sampler, ats.weightings.p2(gamma=1.0), schedule)
       >>> draw = sampler.sample(jax.random.key(0), (), {"image": jnp.zeros((2, 8, 8, 1))})
       >>> print(jnp.all(draw.weight < 1))
       True

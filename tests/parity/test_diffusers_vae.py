@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adaptive_ts.experiment import latents
-from adaptive_ts.experiment.data import load
+from adaptive_ts.experiment.data import latents
+from adaptive_ts.experiment.data.loading import load
+from adaptive_ts.experiment.data.vae import load_vae
 from adaptive_ts.experiment.errors import UserError
-from adaptive_ts.experiment.vae import load_vae
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

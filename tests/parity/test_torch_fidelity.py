@@ -5,8 +5,7 @@ import pytest
 from inception_weights import random_tensors
 from test_inception import IMAGES, golden_images, relative
 
-from adaptive_ts.experiment import image_metrics as metrics
-from adaptive_ts.experiment import inception
+from adaptive_ts.experiment.quality import inception, metrics
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torch_fidelity")

@@ -8,13 +8,15 @@ from flax.traverse_util import flatten_dict
 from small_run import parse
 from test_throughput import one_device, run
 
-from adaptive_ts.experiment import sharding, throughput_torch
-from adaptive_ts.experiment.config import ModelConfig, replace
-from adaptive_ts.experiment.factory import build, first_state
+from adaptive_ts.experiment.assembly.build import build, first_state
+from adaptive_ts.experiment.assembly.step import make_step
+from adaptive_ts.experiment.config.groups import ModelConfig
+from adaptive_ts.experiment.config.paths import replace
+from adaptive_ts.experiment.costs import torch_trainer
+from adaptive_ts.experiment.costs.race import CannotRunError, put_images
+from adaptive_ts.experiment.devices import sharding
 from adaptive_ts.experiment.models.convert import from_torch
 from adaptive_ts.experiment.models.unet import UNet
-from adaptive_ts.experiment.step import make_step
-from adaptive_ts.experiment.throughput_race import CannotRunError, put_images
 
 torch = pytest.importorskip("torch")
 
@@ -29,7 +31,7 @@ SIDE = 16
 
 def filled(config, channels=3):
     """The U-Net with random weights everywhere, also where it begins with zeros."""
-    from adaptive_ts.experiment.torch_unet import UNet as TorchUNet
+    from adaptive_ts.experiment.costs.torch_unet import UNet as TorchUNet
 
     model, rng = TorchUNet(config, channels).eval(), np.random.default_rng(0)
     with torch.no_grad():
@@ -105,7 +107,7 @@ def test_coefficients(small, prediction):
     config = replace(small, {"model.prediction": prediction})
     schedule = build(config, one_device()).schedule
     t = jnp.arange(config.schedule.num_timesteps)
-    alpha, sigma, by_x0, by_noise = throughput_torch.coefficients(config)
+    alpha, sigma, by_x0, by_noise = torch_trainer.coefficients(config)
     np.testing.assert_allclose(alpha, schedule.alpha(t), rtol=1e-6)
     np.testing.assert_allclose(sigma, schedule.sigma(t), rtol=1e-6)
     expected = {"eps": (0 * alpha, 1 + 0 * alpha), "v": (-sigma, alpha), "flow": (-1, 1)}
@@ -119,7 +121,7 @@ def test_clipping_adam_and_average_are_those_of_the_step(small):
     images = rng.integers(0, 256, (8, 8, 8, 1), np.uint8)
     x = rng.standard_normal((8, 8, 8, 1)).astype(np.float32)
     target, t = rng.standard_normal(x.shape).astype(np.float32), np.arange(8, dtype=np.int32)
-    trainer = throughput_torch.TorchTrainer(small, images, "float32", compiled=False, mesh=mesh)
+    trainer = torch_trainer.TorchTrainer(small, images, "float32", compiled=False, mesh=mesh)
     names = [name for name, _ in trainer.model.named_parameters()]
     with torch.no_grad():
         begin = filled(small.model, 1).parameters()
@@ -162,7 +164,7 @@ def test_training_lowers_the_loss(small, dtype):
     mesh = one_device()
     images = np.tile(np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8, 1), (64, 1, 1, 1))
     config = replace(small, {"optimizer.clip_norm": 1.0, "data.flip": True})
-    trainer = throughput_torch.TorchTrainer(config, images, dtype, compiled=False, mesh=mesh)
+    trainer = torch_trainer.TorchTrainer(config, images, dtype, compiled=False, mesh=mesh)
     losses = [float(trainer._step()[0]) for _ in range(60)]
     assert np.isfinite(losses).all() and np.mean(losses[-5:]) < 0.5 * np.mean(losses[:3])
 
@@ -172,7 +174,7 @@ def test_the_command(run_data, tmp_path, monkeypatch, capsys):
     extra = "--dtypes float32 --samplers uniform --torch --trace"
     report = run(tmp_path, run_data, *extra.split(), str(tmp_path / "trace"))
     kinds = [(row["kind"], row["framework"], row["name"]) for row in report["rows"]]
-    both = [("train", "torch", name) for name in throughput_torch.FLAVOURS]
+    both = [("train", "torch", name) for name in torch_trainer.FLAVOURS]
     assert kinds == [("train", "jax", "uniform"), *both, ("generate", "jax", "ddim")]
     eager, compiled = report["rows"][1:3]
     assert eager["images_per_s"]["min"] > 0 and eager["over_uniform"] > 0
@@ -188,12 +190,12 @@ def test_what_does_not_compile_is_said_in_one_line(small, monkeypatch):
 
     images = np.zeros((2, 8, 8, 1), np.uint8)
     options = {"dtype": "float32", "mesh": one_device()}
-    trainer = throughput_torch.TorchTrainer(small, images, compiled=True, **options)
+    trainer = torch_trainer.TorchTrainer(small, images, compiled=True, **options)
     trainer.loss = fail
     message = r"^torch.compile does not work here \(RuntimeError: no compiler\)$"
     with pytest.raises(CannotRunError, match=message):
         trainer()
-    trainer = throughput_torch.TorchTrainer(small, images, compiled=False, **options)
+    trainer = torch_trainer.TorchTrainer(small, images, compiled=False, **options)
     trainer.loss = fail
     with pytest.raises(RuntimeError, match="no compiler"):
         trainer()

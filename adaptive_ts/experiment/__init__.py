@@ -1,0 +1,1 @@
+"""What ``adaptive-ts`` needs: training, generation, evaluation and tables; the extra ``train``."""

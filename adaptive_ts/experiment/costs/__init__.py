@@ -1,0 +1,1 @@
+"""What training costs: time, FLOPs, bytes and messages."""

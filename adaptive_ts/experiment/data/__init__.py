@@ -1,0 +1,1 @@
+"""Data sets: found, prepared, read and batched."""

@@ -1,0 +1,15 @@
+"""Trains a diffusion model: ``adaptive-ts train [ROW] [--dry_run] [--field.path VALUE ...]``."""
+
+from adaptive_ts.experiment.config.command_line import parse
+
+
+def main(argv: list[str]) -> int:
+    """The command."""
+    own = [token for token in argv if token not in ("--dry_run", "--dry-run")]
+    row, config = parse(own)
+    from adaptive_ts.experiment.costs.dry_run import dry_run
+    from adaptive_ts.experiment.devices.hosts import joined
+    from adaptive_ts.experiment.train.loop import EXIT_RESUME, run
+
+    with joined(config.hosts, EXIT_RESUME):
+        return run(row, config) if len(own) == len(argv) else dry_run(row, config)

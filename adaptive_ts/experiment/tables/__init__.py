@@ -1,0 +1,1 @@
+"""Rows of configs compared with each other."""

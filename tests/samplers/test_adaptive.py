@@ -1,0 +1,266 @@
+"""The paper's sampler: what it learns, what it selects, each option, and bad input."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from sklearn.feature_selection import SelectKBest, f_regression
+
+import adaptive_ts as ats
+from adaptive_ts.learning import reinforce
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+SIZE, T = 16, 100
+GRID = ats.discrete(T)
+IMAGES = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (SIZE, 4, 4, 1)), jnp.float32)
+BATCH = {"image": IMAGES, "id": jnp.arange(SIZE)}
+
+
+def make(**options):
+    policy = ats.learning.conv_beta_policy(channels=(4,), hidden=(8,))
+    optimizer = options.pop("optimizer", optax.adam(3e-2))
+    options = {"every": 1, "num_buckets": 20, **options}
+    return ats.adaptive(options.pop("grid", GRID), policy, optimizer, **options)
+
+
+def gain_loss(params, batch, t, key):
+    """Example i's loss is params["gain"][i] at any t: its decrease is chosen by the test."""
+    return params["gain"][batch["id"]] + 0.0 * t
+
+
+def rewarded(sampler, state, key, reward, **extra):
+    """One draw and one update whose reward for the draws u is reward(u)."""
+    k_draw, k_update = jax.random.split(key)
+    draw = sampler.sample(k_draw, state, BATCH)
+    zero = jnp.zeros((SIZE,))
+    return sampler.update(
+        state,
+        draw,
+        zero,
+        key=k_update,
+        batch=BATCH,
+        loss_fn=gain_loss,
+        params={"gain": zero},
+        new_params={"gain": -reward(draw.u)},
+        **extra,
+    )
+
+
+def table_loss(params, batch, t, key):
+    """The loss at t is a table's entry: the profile is chosen by the test."""
+    return params[t // (T // 20)] + 0.0 * batch["id"]
+
+
+def profiled(sampler, state, key, row, **extra):
+    draw = sampler.sample(key, state, BATCH)
+    return sampler.update(
+        state,
+        draw,
+        jnp.zeros((SIZE,)),
+        key=key,
+        batch=BATCH,
+        loss_fn=table_loss,
+        params=jnp.asarray(row, jnp.float32),
+        new_params=jnp.zeros((20,)),
+        **extra,
+    )
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"normalize_reward": False, "entropy_coef": 0.0}, {"entropy": "in_reward"}],
+    ids=["default", "raw", "in_reward"],
+)
+def test_policy_moves_to_what_is_rewarded(sign, options):
+    sampler = make(**options)
+    state = sampler.init(jax.random.key(0), BATCH)
+    step = jax.jit(lambda s, k: rewarded(sampler, s, k, lambda u: sign * u))
+    draw = jax.jit(sampler.sample)
+    before = draw(jax.random.key(9), state, BATCH).u.mean()
+    for i in range(60):
+        state, metrics = step(state, jax.random.fold_in(jax.random.key(1), i))
+    after = draw(jax.random.key(9), state, BATCH).u.mean()
+    assert sign * (after - before) > 0.15
+    assert sign * (metrics["alpha_mean"] - metrics["beta_mean"]) > 0.3
+
+
+def test_policy_tells_images_apart():
+    sampler = make(optimizer=optax.adam(1e-2))
+    state = sampler.init(jax.random.key(0), BATCH)
+    bright = IMAGES.mean((1, 2, 3)) > jnp.median(IMAGES.mean((1, 2, 3)))
+    step = jax.jit(lambda s, k: rewarded(sampler, s, k, lambda u: jnp.where(bright, u, -u)))
+    for i in range(200):
+        state, _ = step(state, jax.random.fold_in(jax.random.key(1), i))
+    draws = jax.jit(jax.vmap(lambda k: sampler.sample(k, state, BATCH).u))
+    u = np.mean(draws(jax.random.split(jax.random.key(2), 20)), axis=0)
+    assert u[bright].mean() - u[~bright].mean() > 0.15
+
+
+def test_entropy_bonus_keeps_a_policy_without_reward_uniform():
+    sampler = make(entropy_coef=1.0)
+    state = sampler.init(jax.random.key(0), BATCH)
+    step = jax.jit(lambda s, k: rewarded(sampler, s, k, jnp.zeros_like))
+    for i in range(100):
+        state, metrics = step(state, jax.random.fold_in(jax.random.key(1), i))
+    assert metrics["alpha_mean"] == pytest.approx(1, abs=0.02)
+    assert metrics["beta_mean"] == pytest.approx(1, abs=0.02)
+
+
+def test_selection_equals_scikit_learn_on_the_queue():
+    sampler = make(history=5, num_selected=4)
+    state = sampler.init(jax.random.key(0), BATCH)
+    rng, rows = np.random.default_rng(3), []
+    first = np.asarray(state.selected)
+    np.testing.assert_array_equal(first, [2, 7, 12, 17])
+    step = jax.jit(lambda s, k, row: profiled(sampler, s, k, row))
+    for i in range(9):
+        rows.append(rng.normal(size=20) * np.linspace(0.5, 2, 20))
+        state, metrics = step(state, jax.random.key(i), rows[-1])
+        kept = np.asarray(rows[-5:], np.float32).astype(np.float64)
+        stored = np.asarray(state.queue.rows)[: len(kept)]
+        np.testing.assert_allclose(np.sort(stored.sum(1)), np.sort(kept.sum(1)), atol=1e-5)
+        if len(rows) < 3:
+            np.testing.assert_array_equal(state.selected, first)
+            continue
+        best = SelectKBest(f_regression, k=4).fit(kept, kept.sum(1)).get_support(indices=True)
+        np.testing.assert_array_equal(state.selected, best)
+        expected = np.mean([rows[-1][k] for k in best])
+        assert metrics["reward_mean"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_lagged_selection_rewards_by_the_previous_one():
+    sampler = make(history=5, lagged_selection=True, reduce="sum")
+    state = sampler.init(jax.random.key(0), BATCH)
+    np.testing.assert_array_equal(state.selected, [0, 1, 2])
+    rng = np.random.default_rng(4)
+    step = jax.jit(lambda s, k, row: profiled(sampler, s, k, row))
+    for i in range(4):
+        row, used = rng.normal(size=20), np.asarray(state.selected)
+        state, metrics = step(state, jax.random.key(i), row)
+        assert metrics["reward_mean"] == pytest.approx(row[used].sum(), abs=1e-4)
+        if i == 1:  # two rows: no degrees of freedom, all tie, the largest indices win
+            np.testing.assert_array_equal(state.selected, [17, 18, 19])
+
+
+def test_a_profile_of_zeros_selects_nothing():
+    sampler = make()
+    state = sampler.init(jax.random.key(0), BATCH)
+    step = jax.jit(lambda s, k: profiled(sampler, s, k, np.zeros(20)))
+    for i in range(5):
+        state, _ = step(state, jax.random.key(i))
+    np.testing.assert_array_equal(state.selected, [3, 10, 16])
+
+
+def test_counter_probes_on_every_kth_step_and_static_choice_agrees():
+    sampler = make(every=3)
+    counted = fixed = sampler.init(jax.random.key(0), BATCH)
+    step = jax.jit(lambda s, k: rewarded(sampler, s, k, lambda u: u))
+    chosen = {
+        flag: jax.jit(lambda s, k, flag=flag: rewarded(sampler, s, k, lambda u: u, probe=flag))
+        for flag in (True, False)
+    }
+    probed = []
+    for i in range(9):
+        counted, metrics = step(counted, jax.random.key(i))
+        probed.append(int(metrics["probed"]))
+        fixed, fixed_metrics = chosen[(i + 1) % 3 == 0](fixed, jax.random.key(i))
+        assert metrics.keys() == fixed_metrics.keys()
+        for name in metrics:
+            np.testing.assert_allclose(metrics[name], fixed_metrics[name], rtol=1e-4, atol=1e-5)
+    assert probed == [0, 0, 1] * 3
+    assert counted.step == fixed.step == 9 and counted.queue.count == 3
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), counted, fixed
+    )
+
+
+def test_each_variant_compiles_once_and_calls_no_host():
+    sampler = make(every=2)
+    state = sampler.init(jax.random.key(0), BATCH)
+    step = jax.jit(
+        lambda s, k, probe: rewarded(sampler, s, k, lambda u: u, probe=probe),
+        static_argnums=2,
+    )
+    for i in range(6):
+        state, _ = step(state, jax.random.key(i), i % 2 == 1)
+    assert step._cache_size() == 2
+    counted = jax.make_jaxpr(lambda s, k: rewarded(sampler, s, k, lambda u: u))
+    jaxpr = str(counted(state, jax.random.key(0)))
+    assert "cond" in jaxpr and "callback" not in jaxpr
+
+
+def test_rewards_that_are_not_finite_are_left_out_and_counted():
+    sampler = make()
+    state = sampler.init(jax.random.key(0), BATCH)
+    spoilt = jnp.asarray([jnp.nan, jnp.inf, -jnp.inf])
+    step = jax.jit(lambda s, k, bad: rewarded(sampler, s, k, lambda u: u.at[: len(bad)].set(bad)))
+    state, metrics = step(state, jax.random.key(1), spoilt)
+    assert metrics["nonfinite"] >= 3
+    for leaf in jax.tree.leaves(state):
+        assert np.isfinite(leaf).all()
+    state, metrics = step(state, jax.random.key(2), jnp.full((SIZE,), jnp.nan))
+    assert metrics["nonfinite"] == SIZE + 20
+    for leaf in jax.tree.leaves(state):
+        assert np.isfinite(leaf).all()
+
+
+def test_running_moments_and_advantages():
+    rng = np.random.default_rng(0)
+    moments, weights, rewards = reinforce.init_moments(), [], []
+    for scale in (1.0, 10.0, 0.1):
+        reward = rng.normal(2 * scale, scale, 50).astype(np.float32)
+        moments, advantage, metrics = reinforce.advantages(
+            moments, jnp.asarray(reward), normalize=True
+        )
+        weights = [w * 0.9 for w in weights] + [np.ones(50)]
+        rewards.append(reward)
+        mean = np.average(np.concatenate(rewards), weights=np.concatenate(weights))
+        var = np.average((np.concatenate(rewards) - mean) ** 2, weights=np.concatenate(weights))
+        np.testing.assert_allclose(advantage, (reward - mean) / np.sqrt(var), rtol=1e-3, atol=1e-4)
+        assert metrics["reward_mean"] == pytest.approx(reward.mean(), rel=1e-4)
+        assert metrics["reward_std"] == pytest.approx(reward.std(), rel=1e-3)
+
+
+def test_buckets_are_at_most_the_timesteps():
+    sampler = make(grid=ats.discrete(7), num_buckets=100)
+    state = sampler.init(jax.random.key(0), BATCH)
+    assert state.queue.rows.shape == (20, 7)
+
+
+@pytest.mark.parametrize("field", ["every", "num_selected", "history", "num_buckets", "chunk"])
+@pytest.mark.parametrize("value", [0, -1, 1.5])
+def test_integers_out_of_range(field, value):
+    with pytest.raises(ValueError, match=f"{field} must be an integer .* got {value}"):
+        make(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_selected": 21}, "at most the number of buckets, 20, got 21"),
+        ({"history": 2}, "history must be an integer of at least 3, got 2"),
+        ({"entropy_coef": -1.0}, "entropy_coef must be finite and >= 0, got -1.0"),
+        ({"entropy": "none"}, "'bonus' or 'in_reward', got 'none'"),
+        ({"reduce": "max"}, "'mean' or 'sum', got 'max'"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+
+
+def test_update_names_what_is_missing():
+    sampler = make()
+    state = sampler.init(jax.random.key(0), BATCH)
+    draw = sampler.sample(jax.random.key(1), state, BATCH)
+    with pytest.raises(TypeError, match="new_params"):
+        sampler.update(
+            state, draw, draw.u, key=jax.random.key(2), batch=BATCH, loss_fn=gain_loss, params={}
+        )
+
+
+def test_images_of_the_wrong_rank():
+    with pytest.raises(ValueError, match=r"\(b, H, W, C\)"):
+        make().init(jax.random.key(0), {"image": jnp.zeros((4, 8, 8))})

@@ -57,8 +57,8 @@ class _Options(NamedTuple):
     history: int
     entropy_coef: float
     common_noise: bool
-    entropy: str
-    reduce: str
+    entropy: Literal["bonus", "in_reward"]
+    reduce: Literal["mean", "sum"]
     normalize_reward: bool
     lagged_selection: bool
     relative: bool

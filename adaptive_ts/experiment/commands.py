@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -16,7 +17,8 @@ class Parser(argparse.ArgumentParser):
     """argparse whose mistakes are `UserError`s, and whose options are never abbreviated."""
 
     def __init__(self, **options: Any):
-        super().__init__(**{"allow_abbrev": False, **options})
+        options.setdefault("allow_abbrev", False)
+        super().__init__(**options)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
@@ -65,7 +67,7 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
     that went away (``train.py --help | head``) nothing. Everything else propagates.
     """
     name = Path(sys.argv[0]).name
-    with contextlib.suppress(AttributeError):  # a log file shows a line when it is said
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a log file shows a line when it is said
         sys.stdout.reconfigure(line_buffering=True)
     try:
         try:

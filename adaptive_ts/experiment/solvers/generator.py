@@ -33,7 +33,7 @@ _CLEAN: dict[str, Callable[[jax.Array, jax.Array, Any], jax.Array]] = {
 def make_generator(
     eps_fn: EpsFn,
     schedule: NoiseSchedule,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     *,
     solver: str = "ddim",
     steps: int = 50,

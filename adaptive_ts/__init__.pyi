@@ -39,6 +39,7 @@ from .timesteps import GridSample as GridSample
 from .timesteps import TimeGrid as TimeGrid
 from .timesteps import continuous as continuous
 from .timesteps import discrete as discrete
+from .types import IndexedLossFn as IndexedLossFn
 from .types import LossFn as LossFn
 from .types import TimestepSample as TimestepSample
 from .types import TimestepSampler as TimestepSampler
@@ -47,6 +48,7 @@ from .types import Weighting as Weighting
 __all__ = [
     "ExampleLoss",
     "GridSample",
+    "IndexedLossFn",
     "LossFn",
     "NoiseSchedule",
     "TimeGrid",

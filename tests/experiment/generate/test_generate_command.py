@@ -228,12 +228,8 @@ def _failure(argv):
 
 
 def test_a_mistake_ends_the_process_with_code_2_and_one_line(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "adaptive_ts.experiment.generate.request",
-        str(tmp_path / "none"),
-    ]
+    command = [sys.executable, "-m", "adaptive_ts.experiment.main", "generate"]
+    command.append(str(tmp_path / "none"))
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -244,5 +240,6 @@ def test_a_mistake_ends_the_process_with_code_2_and_one_line(tmp_path):
     assert done.returncode == 2 and done.stdout == ""
     where = tmp_path / "none"
     assert done.stderr == (
-        f"generate: no run at {where}: give the folder that train.py wrote (its --workdir)\n"
+        f"adaptive-ts generate: no run at {where}: give the folder that train.py wrote (its "
+        "--workdir)\n"
     )

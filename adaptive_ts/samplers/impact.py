@@ -149,7 +149,8 @@ def impact(
       >>> print(sampler.sample(jax.random.key(1), state, batch).t.shape)
       (4,)
 
-    Source: this library's own (`forward_impact`); the reward it takes the place of: Kim et al., CVPR 2025 (arXiv 2411.09998), Eq. 14.
+    Source: this library's own (`forward_impact`); the reward it takes the place of:
+    Kim et al., CVPR 2025 (arXiv 2411.09998), Eq. 14.
     """
     options = _Options(
         objective=objective,

@@ -30,10 +30,6 @@ html_show_sphinx = False
 
 myst_enable_extensions = ["deflist", "fieldlist"]
 myst_heading_anchors = 3
-suppress_warnings = [
-    "myst.xref_missing",  # links to files of the repository; tests/test_docs_text.py has them
-    "config.cache",  # the missing_reference below is a function
-]
 
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True

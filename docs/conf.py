@@ -25,6 +25,8 @@ extensions = [
 exclude_patterns = ["_build", "jupyter_execute", "tables/*.md"]  # the tables are included by pages
 html_theme = "furo"
 html_title = f"adaptive_ts {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
 
@@ -68,12 +70,12 @@ def _sections(app, what, name, obj, options, lines):
             out += _opened(section, head[2])
             continue
         if section == "Source":
-            line = line.strip()
+            out.append(line.strip())
         elif section and inline and line.startswith("  "):
-            line = f"  {line}"  # goes on with the item of the heading's line
-        elif not section and _starts_formula(line, out):
-            out += ["::", ""]
-        out.append(line)
+            out.append(f"  {line}")  # goes on with the item of the heading's line
+        else:
+            out += ["::", ""] if not section and _starts_formula(line, out) else []
+            out.append(line)
     lines[:] = [_escaped(line) for line in out]
 
 
@@ -119,9 +121,7 @@ def _missing_reference(app, env, node, contnode):
     full, entry = found[0]
     from sphinx.util.nodes import make_refnode
 
-    return make_refnode(
-        app.builder, node["refdoc"], entry.docname, entry.node_id, contnode, full
-    )
+    return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, contnode, full)
 
 
 def setup(app):

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 import adaptive_ts
+from adaptive_ts.experiment.main.command import COMMANDS
 
 ROOT = Path(__file__).parent.parent
+ROWS = "adaptive_ts/experiment/rows"  # where the wheel has configs/
 TRAINING_ONLY = ["tensorflow_datasets", "grain", "matplotlib", "sklearn", "tyro", "tqdm", "PIL"]
 # Flax itself brings orbax, so it is there; the core must not import it.
 NOT_IMPORTED = [*TRAINING_ONLY, "orbax", "tensorflow", "array_record", "tensorboardX"]
@@ -53,7 +55,8 @@ def loss_fn(params, batch, t, key):
     return jnp.mean((predicted - noise) ** 2, axis=(1, 2, 3))
 
 
-sampler = ats.adaptive(ats.discrete(1000), ats.conv_beta_policy(), optax.adam(1e-3), every=4)  # 1
+policy = ats.learning.conv_beta_policy()
+sampler = ats.adaptive(ats.discrete(1000), policy, optax.adam(1e-3), every=4)  # 1
 sampler_state = sampler.init(key, batch)  # 2
 
 
@@ -160,19 +163,21 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert wheel.name.startswith(f"adaptive_ts-{adaptive_ts.__version__}-py3-none-any")
     core = {re.split(r"[<>=!~ \[;]", d)[0] for d in header.get_all("Requires-Dist")
             if "extra ==" not in d}  # fmt: skip
-    assert core == {"jax", "flax", "optax", "numpy", "scipy"}
+    assert core == {"jax", "flax", "lazy-loader", "optax", "numpy", "scipy"}
 
-    assert {"adaptive_ts/__init__.py", "adaptive_ts/py.typed", "adaptive_ts/types.py"} <= names
+    typed = {"adaptive_ts/__init__.pyi", "adaptive_ts/py.typed"}
+    assert {"adaptive_ts/__init__.py", "adaptive_ts/types.py", *typed} <= names
     info = metadata.rpartition("/")[0]
     assert any(name.startswith(info) and name.endswith("LICENSE") for name in names)
     for name in names:
         assert name.startswith(("adaptive_ts/", f"{info}/")), name
         if name.startswith("adaptive_ts/"):
-            assert name.endswith(".py") or name == "adaptive_ts/py.typed", name
+            assert name.endswith(".py") or name in typed, name
             parts = name.split("/")
-            assert not {"tests", "configs"} & {*parts} and not parts[-1].startswith("test_"), name
+            assert "tests" not in parts and not parts[-1].startswith("test_"), name
     here = {path.relative_to(ROOT).as_posix() for path in (ROOT / "adaptive_ts").rglob("*.py")}
-    assert here == {name for name in names if name.endswith(".py")}
+    rows = {f"{ROWS}/{path.name}" for path in (ROOT / "configs").glob("*.py")}
+    assert here | rows == {name for name in names if name.endswith(".py")}
 
 
 def test_seven_lines_from_another_folder(python, wheel, tmp_path):
@@ -189,12 +194,37 @@ def test_seven_lines_from_another_folder(python, wheel, tmp_path):
     assert last < 0.95 * first
 
 
-def test_training_parts_say_what_is_missing(python, wheel, tmp_path):
-    """Without the extra [train] the experiment package fails with the name of what it lacks."""
-    code = "import adaptive_ts.experiment.config.command_line"
-    env = {"JAX_PLATFORMS": "cpu", "PATH": os.environ.get("PATH", "")}
-    run = subprocess.run(
-        [str(python), "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True,
-        check=False, timeout=120,
+def test_the_console_script_says_what_is_missing(python, tmp_path):
+    """Without the extra [train] its help is there, and one line says what to install."""
+    script = python.parent / "adaptive-ts"
+    assert _run([script, "--version"], tmp_path) == f"adaptive-ts {adaptive_ts.__version__}\n"
+    assert all(f"\n  {name} " in _run([script, "--help"], tmp_path) for name in COMMANDS)
+    assert "--num_images" in _run([script, "generate", "--help"], tmp_path)
+    done = subprocess.run(
+        [str(script), "train"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "train: tyro is not installed: pip install 'adaptive-ts[train]'\n"
+
+
+def test_the_rows_are_found_from_an_empty_folder(wheel, tmp_path, run_data):
+    """With the wheel instead of this checkout, and the packages that the tests run with."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    (tmp_path / "empty").mkdir()
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "adaptive_ts.experiment.main", "train"]
+    options = ["--data.dir", str(run_data), "--train.steps", "2", "--model.channels", "4"]
+    options += ["--sampler.num_buckets", "4", "--schedule.num_timesteps", "20"]
+    options += ["--generate.steps", "2", "--generate.num_images", "4", "--train.batch_size", "8"]
+    done = subprocess.run(
+        [*command, "digits", *options], cwd=tmp_path / "empty", env=env, capture_output=True,
+        text=True, check=False,
     )  # fmt: skip
-    assert run.returncode != 0 and "No module named 'tyro'" in run.stderr
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "empty").glob("runs/digits/*/summary.json"))
+    listed = subprocess.run(
+        [*command, "--list"], cwd=tmp_path / "empty", env=env, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert {"digits", "cifar10"} <= {line.split()[0] for line in listed.stdout.splitlines()}

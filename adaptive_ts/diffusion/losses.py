@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -168,22 +168,49 @@ def vlb_terms(
 
     Source: Ho et al. 2020, Eqs. 5, 12, 13; Kim et al., arXiv 2411.09998, compute_kl_divergence.
     """
+    return _vlb_bits(_vlb_tables(schedule, variance), x0, noise, eps_hat, t, decoder_nll)
+
+
+class _VlbTables(NamedTuple):
+    """bits = slope MSE_eps + offset, (T,) each; at t = 0 what the decoder's likelihood needs."""
+
+    slope: np.ndarray
+    offset: np.ndarray
+    ratio: float
+    log_scale: float
+
+
+def _vlb_tables(schedule: NoiseSchedule, variance: str) -> _VlbTables:
     tables = posterior_tables(_bounded(schedule), variance)
     betas, noise_variance = discrete_betas(schedule), noise_variance_table(schedule)
     gap = tables.posterior_log_variance_clipped - tables.model_log_variance
     per_mse = betas**2 / (2 * np.exp(tables.model_log_variance) * (1 - betas) * noise_variance)
+    return _VlbTables(
+        slope=per_mse / math.log(2),
+        offset=0.5 * (np.expm1(gap) - gap) / math.log(2),
+        # The model's mean at t = 0 is its x0, off by sigma / alpha times the error in eps.
+        ratio=math.sqrt(noise_variance[0] / (1 - betas[0])),
+        log_scale=0.5 * tables.model_log_variance[0],
+    )
+
+
+def _vlb_bits(
+    tables: _VlbTables,
+    x0: jax.Array,
+    noise: jax.Array,
+    eps_hat: jax.Array,
+    t: PerExample,
+    decoder_nll: bool,
+) -> PerExample:
     same_shapes(t, x0=x0, noise=noise, eps_hat=eps_hat)
     noise = as_float(noise, "noise")
     dtype = noise.dtype
     x0, eps_hat = as_float(x0).astype(dtype), as_float(eps_hat, "eps_hat").astype(dtype)
     mse = _mean((eps_hat - noise) ** 2)
-    slope, offset = per_mse / math.log(2), 0.5 * (np.expm1(gap) - gap) / math.log(2)
-    bits = lookup(slope, t, dtype) * mse + lookup(offset, t, dtype)
+    bits = lookup(tables.slope, t, dtype) * mse + lookup(tables.offset, t, dtype)
     if not decoder_nll:
         return bits
-    # At t = 0 the model's mean is its x0, off by sigma / alpha times the error in eps.
-    ratio = math.sqrt(noise_variance[0] / (1 - betas[0]))
-    nll = _decoder_bits(x0, ratio * (eps_hat - noise), 0.5 * tables.model_log_variance[0])
+    nll = _decoder_bits(x0, tables.ratio * (eps_hat - noise), tables.log_scale)
     return jnp.where(t == 0, nll, bits)
 
 
@@ -225,12 +252,11 @@ def vlb_loss(
     Source: Kim et al., CVPR 2025, arXiv 2411.09998, Sec. 3.
     """
     known(prediction, PREDICTIONS, "prediction")
-    posterior_tables(_bounded(schedule), variance)  # fail at construction
+    tables = _vlb_tables(schedule, variance)
 
     def terms(x0, noise, x_t, output, t):
         eps_hat = predicted_eps(schedule, prediction, output, x_t, t)
-        options = {"variance": variance, "decoder_nll": decoder_nll}
-        return vlb_terms(schedule, x0, noise, eps_hat, t, **options)
+        return _vlb_bits(tables, x0, noise, eps_hat, t, decoder_nll)
 
     return _example_loss(predict, schedule, image, axis_name, terms)
 

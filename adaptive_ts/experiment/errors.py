@@ -1,4 +1,4 @@
-"""Errors that are the user's to solve, and the wording they share."""
+"""What a user is told: errors that are the user's to solve, and the wording they share."""
 
 import contextlib
 import difflib
@@ -6,7 +6,10 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
+
+Log: TypeAlias = Callable[[str], None]  # takes a line for whoever started the program
 
 _PEER = re.compile(r"[Gg]loo|[Hh]eartbeat|[Cc]oordination|[Bb]arrier|closed by peer")
 _STATUS = re.compile(r"UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED")

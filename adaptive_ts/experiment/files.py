@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -69,6 +70,15 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
     """Writes ``obj`` as indented JSON, atomically; NaN and infinities become null."""
     with atomic(path) as file:
         file.write((json.dumps(to_plain(obj), indent=2) + "\n").encode())
+
+
+def json_digest(content: Any, digits: int = 64) -> str:
+    """The first hex digits of the SHA-256 of a content's JSON, its keys in order.
+
+    What JSON does not know counts as its text.
+    """
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
 
 def read_arrays(file: str | os.PathLike[str] | BinaryIO) -> dict[str, np.ndarray]:

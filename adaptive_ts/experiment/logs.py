@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adaptive_ts.experiment.errors import Log
 from adaptive_ts.experiment.files import atomic, read_json, to_plain, write_json
 from adaptive_ts.experiment.pictures import plot_curve, plot_losses, plot_timesteps, save_image_grid
 
@@ -143,7 +144,7 @@ class Progress(NamedTuple):
     """Where a run stands: ``update(step, loss)``, ``log(text)`` for a line between, ``close()``."""
 
     update: Callable[..., None]
-    log: Callable[[str], None]
+    log: Log
     close: Callable[[], None]
 
 
@@ -153,7 +154,7 @@ def progress(
     enabled: bool = True,
     *,
     interval: float = 10.0,
-    log: Callable[[str], None] | None = None,
+    log: Log | None = None,
 ) -> Progress:
     """A bar with step, loss, speed and ETA on a terminal; a line now and then elsewhere.
 
@@ -215,7 +216,7 @@ def summary_text(summary: Mapping[str, Any], files: Sequence[tuple[str, str]] = 
     Args:
       summary: what ``summary.json`` holds. Of its keys these are told, where present: ``row``,
         ``sampler``, ``schedule``, ``seed``, ``steps``, ``wall_clock_s``, ``steps_per_s``,
-        ``loss``, ``vlb_bits_per_dim``, ``vlb_error``, ``resumed_from``, ``workdir``.
+        ``loss``, ``vlb_bits_per_dim``, ``vlb_error``, ``workdir``.
       files: (name, what it shows), of files in the workdir.
     """
     from tqdm import tqdm
@@ -226,7 +227,6 @@ def summary_text(summary: Mapping[str, Any], files: Sequence[tuple[str, str]] = 
     details += [f"seed {s['seed']}"] if "seed" in s else []
     text += f" ({', '.join(details)})" if details else ""
     text += f" to step {s['steps']:,}" if "steps" in s else ""
-    text += f" (resumed from step {s['resumed_from']:,})" if s.get("resumed_from") else ""
     text += f" in {tqdm.format_interval(s['wall_clock_s'])}" if "wall_clock_s" in s else ""
     text += f" ({s['steps_per_s']:.1f} steps/s)" if "steps_per_s" in s else ""
     reached = [f"training loss {s['loss']:.4f}"] if "loss" in s else []

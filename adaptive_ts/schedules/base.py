@@ -126,8 +126,6 @@ class PosteriorTables(NamedTuple):
 
     posterior_variance: np.ndarray
     posterior_log_variance_clipped: np.ndarray
-    posterior_mean_coef1: np.ndarray
-    posterior_mean_coef2: np.ndarray
     model_variance: np.ndarray
     model_log_variance: np.ndarray
     loss_coef: np.ndarray
@@ -136,9 +134,9 @@ class PosteriorTables(NamedTuple):
 def posterior_tables(schedule: NoiseSchedule, variance: str = "fixed_large") -> PosteriorTables:
     """q(x_{t-1} | x_t, x_0) and the model's variance, as DDPM tabulates them.
 
-    Posterior variance beta_t (1 - abar_{t-1}) / (1 - abar_t); its mean is coef1 x_0 + coef2 x_t.
-    The model's variance is beta (fixed_large) or the posterior's (fixed_small). The
-    log-variances at t = 0 are those of the posterior at t = 1. loss_coef (nats per eps-MSE) is
+    Posterior variance beta_t (1 - abar_{t-1}) / (1 - abar_t). The model's variance is beta
+    (fixed_large) or the posterior's (fixed_small). The log-variances at t = 0 are those of the
+    posterior at t = 1. loss_coef (nats per eps-MSE) is
     beta^2 / (2 model_variance (1 - beta) (1 - abar)), infinite at t = 0 for fixed_small and
     where beta is 1.
 
@@ -154,7 +152,6 @@ def posterior_tables(schedule: NoiseSchedule, variance: str = "fixed_large") -> 
     known(variance, VARIANCES, "variance")
     betas, noise = discrete_betas(schedule), noise_variance_table(schedule)
     before = np.append(0.0, noise[:-1])  # 1 - abar_{t-1}
-    signal = np.sqrt(np.cumprod(np.append(1.0, 1 - betas[:-1])))
     posterior = betas * before / noise
     clipped = np.log(np.append(posterior[1], posterior[1:]))
     large = variance == "fixed_large"
@@ -164,8 +161,6 @@ def posterior_tables(schedule: NoiseSchedule, variance: str = "fixed_large") -> 
     return PosteriorTables(
         posterior,
         clipped,
-        betas * signal / noise,
-        before * np.sqrt(1 - betas) / noise,
         model,
         np.append(clipped[0], np.log(betas[1:])) if large else clipped,
         loss_coef,

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 from scipy import stats
 
 from adaptive_ts import diffusion, schedules
+from adaptive_ts.diffusion.corruption import PREDICTIONS
 from adaptive_ts.schedules.base import VARIANCES
 from adaptive_ts.schedules.continuous import rectified_flow
 
@@ -40,8 +41,6 @@ def test_golden_posterior_tables(golden, name, variance):
     for ours, theirs in (
         ("posterior_variance", "posterior_var"),
         ("posterior_log_variance_clipped", "posterior_logvar_clipped"),
-        ("posterior_mean_coef1", "posterior_mean_coef1"),
-        ("posterior_mean_coef2", "posterior_mean_coef2"),
         ("model_variance", f"{variance}__model_var"),
         ("model_log_variance", f"{variance}__model_logvar"),
         ("loss_coef", f"{variance}__loss_coef"),
@@ -117,13 +116,8 @@ def test_targets_and_conversions(strict, name):
     with strict():
         x_t = diffusion.corrupt(schedule, x0, noise, t)
         alpha, sigma = (f(t).reshape(8, 1, 1, 1) for f in (schedule.alpha, schedule.sigma))
-        target = {
-            p: diffusion.prediction_target(schedule, p, x0, noise, t) for p in diffusion.PREDICTIONS
-        }
-        eps = {
-            p: diffusion.predicted_eps(schedule, p, target[p], x_t, t)
-            for p in diffusion.PREDICTIONS
-        }
+        target = {p: diffusion.prediction_target(schedule, p, x0, noise, t) for p in PREDICTIONS}
+        eps = {p: diffusion.predicted_eps(schedule, p, target[p], x_t, t) for p in PREDICTIONS}
     np.testing.assert_array_equal(target["eps"], noise)
     np.testing.assert_array_equal(target["x0"], x0)
     np.testing.assert_allclose(target["v"], alpha * noise - sigma * x0, atol=1e-6)
@@ -279,7 +273,8 @@ def test_kl_against_gaussians_written_out(name, variance):
     x_t = np.sqrt(abar) * x0 + np.sqrt(1 - abar) * noise
     x0_hat = (x_t - np.sqrt(1 - abar) * 0.9 * x_t) / np.sqrt(abar)
     lq, lp = pick(tables.posterior_log_variance_clipped), pick(tables.model_log_variance)
-    shift = pick(tables.posterior_mean_coef1) * (x0_hat - x0)
+    before = pick(np.cumprod(np.append(1.0, 1 - schedule.betas[:-1])))
+    shift = np.sqrt(before) * pick(schedule.betas) / (1 - abar) * (x0_hat - x0)
     kl = 0.5 * (lp - lq - 1 + np.exp(lq - lp) + shift**2 * np.exp(-lp))
     want = kl.mean((1, 2, 3)) / np.log(2)
     with jax.enable_x64(True):

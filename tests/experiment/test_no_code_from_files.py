@@ -33,8 +33,11 @@ def offences(source):
 
 
 ALLOWED = {
-    "adaptive_ts/experiment/torch_file.py": ["pickle"],  # an Unpickler that finds three names
-    "adaptive_ts/experiment/cli.py": ["spec.loader.exec_module"],  # the files of rows
+    "adaptive_ts/experiment/quality/torch_file.py": [
+        "pickle"
+    ],  # an Unpickler that finds three names
+    "adaptive_ts/experiment/config/row_files.py": ["spec.loader.exec_module"],  # the rows
+    "adaptive_ts/experiment/main/command.py": ["importlib.import_module"],  # one of COMMANDS
 }
 
 
@@ -44,7 +47,7 @@ def test_no_module_runs_what_it_reads():
         bad = list(offences(path.read_text()))
         found |= {str(path.relative_to(ROOT)): bad} if bad else {}
     assert found == ALLOWED
-    text = (ROOT / "adaptive_ts/experiment/torch_file.py").read_text()
+    text = (ROOT / "adaptive_ts/experiment/quality/torch_file.py").read_text()
     uses = {ast.unparse(n) for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Attribute)}
     assert {use for use in uses if use.startswith("pickle.")} == {"pickle.Unpickler"}
 

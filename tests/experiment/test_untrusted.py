@@ -14,16 +14,16 @@ import zipfile
 
 import numpy as np
 import pytest
+from saved import make_state, restore, save
 from small_run import same_run, train, tree
-from test_checkpoint import make_state, restore, save
 
 from adaptive_ts.experiment.checkpoints.checksums import state_digest
-from adaptive_ts.experiment.checkpoints.integrity import json_digest
 from adaptive_ts.experiment.config.groups import DataConfig
-from adaptive_ts.experiment.data import latents
 from adaptive_ts.experiment.data.loading import load
 from adaptive_ts.experiment.errors import UserError
-from adaptive_ts.experiment.main import evaluate
+from adaptive_ts.experiment.files import json_digest
+from adaptive_ts.experiment.generate import trained
+from adaptive_ts.experiment.main import decode, evaluate
 from adaptive_ts.experiment.quality import classifier, reference
 from adaptive_ts.experiment.quality.inception import Activations, load_inception
 
@@ -95,7 +95,7 @@ def refused(words, function, *args):
 
 
 def test_archives_that_a_command_is_given_are_refused(six, run_data, bait, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "load_trained", None)  # before anything slow
+    monkeypatch.setattr(trained, "load_trained", None)  # before anything slow
     before, path = tree(six[0]), tmp_path / "a.npz"
     command = [str(six[0]), "--data_dir", str(run_data)]
     for option, words, keys in (
@@ -124,7 +124,7 @@ def test_latents_of_a_stranger_are_refused(bait, tmp_path):
     for write in bait.forms(["latents", "labels"]).values():
         write(tmp_path / "a.npz")
         command = ["decode", str(tmp_path / "a.npz"), str(tmp_path / "out")]
-        refused("no .npz file with latents", latents.main, command)
+        refused("no .npz file with latents", decode.main, command)
 
 
 ODD = {

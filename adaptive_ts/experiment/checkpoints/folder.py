@@ -20,10 +20,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from adaptive_ts.experiment.checkpoints import integrity
-from adaptive_ts.experiment.errors import UserError, lost_peer, one_line, quiet
+from adaptive_ts.experiment.errors import Log, UserError, lost_peer, one_line, quiet
 
 PyTree = Any
-Log = Callable[[str], None]
 _STATUS = re.compile(
     r"RESOURCE_EXHAUSTED|PERMISSION_DENIED|FAILED_PRECONDITION|UNAVAILABLE|DATA_LOSS|INTERNAL|"
     r"ABORTED|DEADLINE_EXCEEDED|No space left|Read-only file system"

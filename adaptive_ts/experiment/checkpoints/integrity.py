@@ -7,7 +7,6 @@ each leaf's checksum, dtype and shape go into the JSON item, and are compared wh
 import contextlib
 import errno
 import gc
-import hashlib
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from jax.experimental import multihost_utils
 
 from adaptive_ts.experiment.checkpoints.checksums import checksums
 from adaptive_ts.experiment.errors import UserError, one_line, quiet
+from adaptive_ts.experiment.files import json_digest
 
 PyTree = Any
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")
@@ -107,11 +107,6 @@ def _check_layout(folder: epath.Path, saved: dict, wanted: dict) -> None:
             f"{f', {len(differing) - 1} more differ' if differing[1:] else ''}; use the "
             "configuration it was made with or pass --workdir another"
         )
-
-
-def json_digest(content: dict) -> str:
-    """SHA-256 of what a JSON item holds, but for this digest itself."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

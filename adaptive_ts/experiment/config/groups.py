@@ -6,7 +6,6 @@ default that keeps older runs what they were, and its range in
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from adaptive_ts.experiment.config.paths import (
 )
 from adaptive_ts.experiment.config.sampler_groups import SamplerConfig, WeightingConfig
 from adaptive_ts.experiment.errors import UserError
+from adaptive_ts.experiment.files import json_digest
 
 SPACINGS = ("linear", "quadratic")  # of a solver's timesteps
 
@@ -293,6 +293,5 @@ def default_workdir(row: str, config: Config, base: Config) -> str:
     # Only what differs: a field added later must not send the same command to another folder.
     changed = {p: v for p, v in asked.items() if p not in _IN_THE_NAME and v != own[p]}
     if changed:
-        text = json.dumps(changed, sort_keys=True)
-        name += f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        name += f"-{json_digest(changed, 8)}"
     return str(PurePosixPath("runs", row, name))

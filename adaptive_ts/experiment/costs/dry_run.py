@@ -18,7 +18,8 @@ from adaptive_ts.experiment.data.catalogue import is_prepared
 from adaptive_ts.experiment.data.loading import batches
 from adaptive_ts.experiment.devices import sharding
 from adaptive_ts.experiment.devices.compiling import compiling
-from adaptive_ts.experiment.train.plan import Log, Plan, make_jobs, make_plan
+from adaptive_ts.experiment.errors import Log
+from adaptive_ts.experiment.train.plan import Plan, make_jobs, make_plan
 
 _STEPS = 8  # timed, of each variant
 _LARGEST = 5  # arrays told of

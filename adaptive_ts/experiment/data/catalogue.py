@@ -19,14 +19,13 @@ from adaptive_ts.experiment.data import folder as image_folder
 from adaptive_ts.experiment.data.built_in import Recipe
 from adaptive_ts.experiment.data.records import (
     OWN_NAME,
-    Log,
     build,
     data_root,
     is_name,
     read_metadata,
     versions,
 )
-from adaptive_ts.experiment.errors import UserError, nearest, quiet
+from adaptive_ts.experiment.errors import Log, UserError, nearest, quiet
 
 RECIPES = {
     "cifar10": built_in.cifar10,

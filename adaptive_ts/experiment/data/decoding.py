@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adaptive_ts.experiment.data.records import file_of
-from adaptive_ts.experiment.errors import UserError, one_line
+from adaptive_ts.experiment.errors import Log, UserError, one_line
 from adaptive_ts.experiment.files import read_arrays
 
-Log = Callable[[str], None]
 _PIXELS = np.dtype(np.uint8)
 
 

@@ -5,8 +5,6 @@ DiT trains on (Peebles & Xie 2023, arXiv 2212.09748, train.py), which draws anew
 here a record has one draw, made from the seed and its number, whatever the batch size.
 """
 
-import hashlib
-import json
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -21,11 +19,9 @@ from adaptive_ts.experiment.data.built_in import Download, Recipe, Record
 from adaptive_ts.experiment.data.folder import Listing, in_threads, list_images, read_image
 from adaptive_ts.experiment.data.records import OWN_NAME, build, read_metadata, versions
 from adaptive_ts.experiment.data.vae import STABLE_DIFFUSION, Vae
-from adaptive_ts.experiment.errors import UserError, one_line
-from adaptive_ts.experiment.files import atomic, read_arrays, read_json, write_json
+from adaptive_ts.experiment.errors import Log, UserError, one_line
+from adaptive_ts.experiment.files import atomic, json_digest, read_arrays, read_json, write_json
 from adaptive_ts.experiment.pictures import save_image_grid
-
-Log = Callable[[str], None]
 
 _IN_PART = 1024
 _IN_GRID = 100
@@ -88,7 +84,7 @@ def encode_folder(
         log(f"{found[-1]} is complete: nothing to do")
         return found[-1]
     items = _items(listing, flip)
-    marked = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
+    marked = json_digest(made_of, 12)
     parts = data_dir / f".{name}-{marked}"
     loaded = vae()
     if image_size % loaded.factor:

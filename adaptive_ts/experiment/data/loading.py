@@ -10,7 +10,7 @@ works record by record in Python: 28 thousand indices per second against million
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +33,10 @@ from adaptive_ts.experiment.data.decoding import (
     shrink,
     write_cache,
 )
-from adaptive_ts.experiment.errors import UserError, quiet
+from adaptive_ts.experiment.errors import Log, UserError, quiet
 
 __all__ = ["Dataset", "Records", "batches", "from_arrays", "is_latent", "load", "load_split"]
 
-Log = Callable[[str], None]
 RAM_LIMIT = 4 * 2**30
 _HELD_OUT = 50  # of a set without a test split, every 50th record is in it
 _MAX_THREADS = 16
@@ -58,7 +57,7 @@ def load(
     """Loads a split, preparing the set and decoding the split when that was not done before.
 
     Args:
-        name: see ``datasets.prepare``.
+        name: see ``catalogue.prepare``.
         split: a split of the set, such as ``"train"`` or ``"test"``. Where there is no test split,
             that of the name ``validation`` is taken; a set with neither has every 50th of its
             records held out as ``"test"``.
@@ -210,7 +209,6 @@ def batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-    mesh=None,
 ) -> Iterator[dict]:
     """Endless shuffled batches; every record once per epoch, a new order in each.
 
@@ -224,8 +222,6 @@ def batches(
         start_step: the step of the first batch returned.
         process_index: which process this is.
         process_count: how many there are.
-        mesh: if given, batches are global arrays split over its ``data`` axis (or its first one)
-            instead of this process's NumPy rows.
 
     Returns:
         A grain iterator over ``{"image": (B/n, H, W, C), "label": int32 (B/n,)}``, images in the
@@ -248,7 +244,6 @@ def batches(
 
     local = batch_size // process_count
     offset = process_index * local
-    place = _placement(mesh, batch_size)
     records = isinstance(dataset.images, Records)
 
     def batch(step: int) -> dict:
@@ -260,7 +255,7 @@ def batches(
     threads = min(os.cpu_count() or 2, _MAX_THREADS) if records else 0
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     steps = grain.MapDataset.range(2**62).map(batch).to_iter_dataset(options)
-    iterator = iter(steps if place is None else steps.map(place))
+    iterator = iter(steps)
     grain.experimental.set_next_index(iterator, start_step)
     return iterator
 
@@ -280,19 +275,3 @@ def _indices(size: int, seed: int, first: int, count: int) -> np.ndarray:
         parts.append(part)
         first, count = first + len(part), count - len(part)
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _placement(mesh, batch_size: int):
-    if mesh is None:
-        return None
-    import jax
-
-    axis = "data" if "data" in mesh.axis_names else mesh.axis_names[0]
-    if batch_size % mesh.shape[axis]:
-        raise UserError(
-            f"batch_size {batch_size} is not divisible by the {mesh.shape[axis]} devices of mesh "
-            f"axis {axis!r}"
-        )
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axis))
-    put = functools.partial(jax.make_array_from_process_local_data, sharding)
-    return lambda batch: {key: put(rows) for key, rows in batch.items()}

@@ -9,16 +9,14 @@ import json
 import os
 import re
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from adaptive_ts.experiment.data.built_in import Recipe, Record
-from adaptive_ts.experiment.errors import UserError, one_line, quiet
-
-Log = Callable[[str], None]
+from adaptive_ts.experiment.errors import Log, UserError, one_line, quiet
 
 OUR_VERSION = "1.0.0"
 OWN_NAME = re.compile(r"[a-z][a-z0-9_]*")  # of a set that a user names

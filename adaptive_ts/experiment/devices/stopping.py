@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from adaptive_ts.experiment.devices import sharding
+from adaptive_ts.experiment.errors import Log
 
 Poll = Callable[[int], str | None]
 
@@ -74,7 +75,7 @@ def _teller(mesh: Mesh) -> Callable[[bool], jax.Array]:
 
 
 @contextlib.contextmanager
-def _listening(numbers: tuple[signal.Signals, ...], heard: Callable[[str], None]) -> Iterator[None]:
+def _listening(numbers: tuple[signal.Signals, ...], heard: Log) -> Iterator[None]:
     """Tells the name of the first signal; from then on each acts as if nobody listened."""
     previous = {number: signal.getsignal(number) for number in numbers}
 

@@ -1,8 +1,6 @@
 """An evaluation: what its numbers depend on, and all that it measures."""
 
 import argparse
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from jax.sharding import Mesh
 
 from adaptive_ts.experiment.config.groups import Config, fingerprint_fields
 from adaptive_ts.experiment.data.loading import load_split
+from adaptive_ts.experiment.errors import Log
 from adaptive_ts.experiment.evaluate.inputs import Inputs
 from adaptive_ts.experiment.evaluate.measure import (
     Measured,
@@ -20,12 +19,11 @@ from adaptive_ts.experiment.evaluate.measure import (
     diagnostic_timesteps,
     held_out_likelihood,
 )
+from adaptive_ts.experiment.files import json_digest
 from adaptive_ts.experiment.generate.making import describe, make_images
 from adaptive_ts.experiment.generate.trained import Trained
 from adaptive_ts.experiment.quality.reference import image_chunks, reference_features
 from adaptive_ts.experiment.quality.scores import classifier_network, image_quality
-
-Log = Callable[[str], None]
 
 
 def conditions_of(
@@ -51,7 +49,7 @@ def conditions_of(
         "schedule": config.schedule.name,
         "prediction": config.model.prediction,
         "sampler": config.sampler.name,
-        "config_fingerprint": _hash(fingerprint_fields(own)),
+        "config_fingerprint": json_digest(fingerprint_fields(own), 16),
         "data_fingerprint": inputs.test.fingerprint,
         "network": inputs.kind,
         "network_mark": inputs.inception and inputs.inception.mark,
@@ -68,11 +66,7 @@ def folder_name(conditions: dict[str, Any]) -> str:
     images = conditions["images"]
     made = "images" if "file" in images else f"{images['solver']}-{images['steps']}"
     rest = {k: v for k, v in conditions.items() if k not in ("run", "chosen")}
-    return f"step_{conditions['step']:08d}-{made}-{conditions['network']}-{_hash(rest)[:8]}"
-
-
-def _hash(fields: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return f"step_{conditions['step']:08d}-{made}-{conditions['network']}-{json_digest(rest, 8)}"
 
 
 def measure(

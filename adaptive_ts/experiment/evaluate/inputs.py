@@ -2,7 +2,7 @@
 
 import argparse
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from adaptive_ts.experiment.config.groups import Config
 from adaptive_ts.experiment.data.decoding import Dataset, is_latent
 from adaptive_ts.experiment.data.loading import load_split
-from adaptive_ts.experiment.errors import UserError, one_line
+from adaptive_ts.experiment.errors import Log, UserError, one_line
 from adaptive_ts.experiment.files import read_arrays, read_json
 from adaptive_ts.experiment.quality import classifier
 from adaptive_ts.experiment.quality.inception import check_images
@@ -39,9 +39,7 @@ class Inputs(NamedTuple):
     test: Dataset
 
 
-def read_inputs(
-    args: argparse.Namespace, config: Config, mesh: Mesh, log: Callable[[str], None]
-) -> Inputs:
+def read_inputs(args: argparse.Namespace, config: Config, mesh: Mesh, log: Log) -> Inputs:
     """The files that the options of ``evaluate`` name.
 
     Raises:

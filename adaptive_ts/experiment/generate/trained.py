@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,10 +21,8 @@ from adaptive_ts.experiment.config.checks import validate
 from adaptive_ts.experiment.config.groups import Config, from_dict
 from adaptive_ts.experiment.data.decoding import is_latent
 from adaptive_ts.experiment.data.loading import load_split
-from adaptive_ts.experiment.errors import UserError, one_line
+from adaptive_ts.experiment.errors import Log, UserError, one_line
 from adaptive_ts.experiment.files import read_json
-
-Log = Callable[[str], None]
 
 
 class Trained(NamedTuple):

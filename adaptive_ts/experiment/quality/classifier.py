@@ -21,6 +21,7 @@ from adaptive_ts.experiment.assembly.step import prepare
 from adaptive_ts.experiment.config.groups import DataConfig
 from adaptive_ts.experiment.data.decoding import Dataset, is_latent
 from adaptive_ts.experiment.data.loading import batches, load_split
+from adaptive_ts.experiment.errors import Log
 from adaptive_ts.experiment.files import atomic, read_arrays
 from adaptive_ts.experiment.quality.inception import Activations
 from adaptive_ts.experiment.quality.reference import folder_of
@@ -30,8 +31,6 @@ NUM_FEATURES = 32
 _STEPS = 800
 _BATCH = 128
 _AT_ONCE = 500
-
-Log = Callable[[str], None]
 
 
 class Classifier(NamedTuple):

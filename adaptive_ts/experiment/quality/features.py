@@ -8,12 +8,10 @@ import numpy as np
 from adaptive_ts.experiment.config.groups import DataConfig
 from adaptive_ts.experiment.data.decoding import is_latent, to_uint8
 from adaptive_ts.experiment.data.loading import load_split
-from adaptive_ts.experiment.errors import UserError
+from adaptive_ts.experiment.errors import Log, UserError
 from adaptive_ts.experiment.quality.metrics import Gaussian
 from adaptive_ts.experiment.quality.reference import reference_features
 from adaptive_ts.experiment.quality.scores import classifier_network, inception_network
-
-Log = Callable[[str], None]
 
 
 class FeatureChoice(NamedTuple):

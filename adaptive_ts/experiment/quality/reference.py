@@ -13,7 +13,7 @@ from adaptive_ts.experiment.config.groups import DataConfig
 from adaptive_ts.experiment.data import catalogue
 from adaptive_ts.experiment.data.decoding import Dataset, Records
 from adaptive_ts.experiment.data.loading import load_split
-from adaptive_ts.experiment.errors import UserError, one_line
+from adaptive_ts.experiment.errors import Log, UserError, one_line
 from adaptive_ts.experiment.files import atomic, read_arrays
 from adaptive_ts.experiment.quality.inception import Activations
 from adaptive_ts.experiment.quality.inception_network import NUM_FEATURES
@@ -22,7 +22,6 @@ from adaptive_ts.experiment.quality.metrics import Gaussian, add_features, to_ga
 KEPT = 10_000  # images whose features are kept
 _AT_ONCE = 512  # images whose features are in memory
 
-Log = Callable[[str], None]
 Batches = Iterable[np.ndarray]
 Watch = Callable[[Batches, int], Batches]
 

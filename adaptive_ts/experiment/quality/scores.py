@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from adaptive_ts.experiment.config.groups import DataConfig
 from adaptive_ts.experiment.data.loading import load_split
-from adaptive_ts.experiment.errors import UserError
+from adaptive_ts.experiment.errors import Log, UserError
 from adaptive_ts.experiment.quality import classifier as frechet
 from adaptive_ts.experiment.quality import metrics
 from adaptive_ts.experiment.quality.inception import (
@@ -25,7 +25,6 @@ from adaptive_ts.experiment.quality.reference import (
     KEPT,
     Batches,
     FeatureNetwork,
-    Log,
     Reference,
     evenly_spaced,
     summarise,

@@ -1,13 +1,13 @@
 """What a table keeps of its runs: one JSON object per line, and which of them go together."""
 
 import fcntl
-import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from adaptive_ts.experiment.config.groups import Config, fingerprint_fields
+from adaptive_ts.experiment.files import json_digest
 
 Record = dict[str, Any]
 _COMPARED = ("sampler.", "weighting.", "schedule.name")
@@ -22,13 +22,14 @@ def fingerprint(config: Config) -> str:
     Fields at their defaults are left out, so that a field added later, whose default keeps runs
     what they were, keeps their results too.
     """
-    return _hash(_changed(config))
+    return json_digest(_changed(config), 12)
 
 
 def setting(config: Config) -> str:
     """Of what runs that are compared must have in common: all but the method and the schedule."""
     fields = _changed(config)
-    return _hash({k: v for k, v in fields.items() if not k.startswith(_COMPARED)})
+    rest = {k: v for k, v in fields.items() if not k.startswith(_COMPARED)}
+    return json_digest(rest, 12)
 
 
 def _changed(config: Config) -> dict[str, Any]:
@@ -38,10 +39,6 @@ def _changed(config: Config) -> dict[str, Any]:
     if config.data.source_dir is not None:  # other files, another set of the same name
         fields["data.source_dir"] = config.data.source_dir
     return fields
-
-
-def _hash(fields: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def file_name(dataset: str, schedule: str) -> str:
@@ -89,7 +86,7 @@ def comparable(runs: Iterable[Record]) -> dict[str, list[Record]]:
     for key, group in groups.items():
         name = file_name(*key[:2])
         if names.count(name) > 1:
-            name += f"-{_hash(dict(zip(_SAME, key, strict=True)))}"
+            name += f"-{json_digest(dict(zip(_SAME, key, strict=True)), 12)}"
         found[name] = _of_last_options(group)
     return found
 

@@ -15,8 +15,9 @@ from adaptive_ts.experiment.data.loading import batches, load_split
 from adaptive_ts.experiment.devices import sharding
 from adaptive_ts.experiment.devices.compiling import compiling
 from adaptive_ts.experiment.devices.stopping import Stopped, stop_requests, stopping_at_once
+from adaptive_ts.experiment.errors import Log
 from adaptive_ts.experiment.train import ending
-from adaptive_ts.experiment.train.plan import Log, Plan, make_jobs, make_plan
+from adaptive_ts.experiment.train.plan import Plan, make_jobs, make_plan
 from adaptive_ts.experiment.train.run_folder import check_meta, claimed
 from adaptive_ts.experiment.train.watch import Step, reporting
 

@@ -15,11 +15,10 @@ from adaptive_ts.experiment.config.groups import Config
 from adaptive_ts.experiment.data.decoding import Dataset, is_latent
 from adaptive_ts.experiment.data.loading import load_split
 from adaptive_ts.experiment.devices import sharding
-from adaptive_ts.experiment.errors import UserError
+from adaptive_ts.experiment.errors import Log, UserError
 from adaptive_ts.experiment.train.run_folder import check_folder
 from adaptive_ts.types import Key
 
-Log = Callable[[str], None]
 Jobs = dict[Any, tuple[Any, tuple[Any, ...]]]
 
 

@@ -13,56 +13,20 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from saved import abstract, make_state, restore, save
 
 from adaptive_ts.experiment.checkpoints.checksums import state_digest
 from adaptive_ts.experiment.checkpoints.folder import open_checkpoints
 from adaptive_ts.experiment.errors import UserError
 
 
-def make_state(seed=0):
-    key = jax.random.key(seed)
-    params = {
-        "w": jax.random.normal(key, (64, 48)),
-        "h": jax.random.normal(key, (16, 8)).astype(jnp.bfloat16),
-    }
-    return {
-        "params": params,
-        "opt": optax.adam(1e-3).init(params),
-        "key": jax.random.key(seed + 5),
-        "keys": jax.random.split(jax.random.key(seed), 8),
-        "nothing": None,
-        "mask": jnp.arange(5) % 2 == 0,
-        "bytes": jnp.arange(7, dtype=jnp.uint8),
-        "step": jnp.int32(seed),
-    }
-
-
-def abstract(tree, sharding=None):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
-
-
 def data_file(folder, step):
     files = [p for p in pathlib.Path(folder, str(step), "state").rglob("d/*") if p.is_file()]
     return max(files, key=lambda p: p.stat().st_size)
-
-
-def save(folder, steps, seed_of=lambda step: step):
-    checkpoints = open_checkpoints(folder)
-    for step in steps:
-        assert checkpoints.save(step, make_state(seed_of(step)), {"seed": seed_of(step)})
-    checkpoints.close()
-
-
-def restore(folder, log):
-    checkpoints = open_checkpoints(folder)
-    found = checkpoints.restore_latest(abstract(make_state()), log)
-    checkpoints.close()
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from test_checkpoint import make_state
+from saved import make_state
 
 from adaptive_ts.experiment.checkpoints.checksums import checksums, state_digest
 

@@ -16,11 +16,12 @@ from adaptive_ts.experiment.assembly.state import abstract, make_init
 from adaptive_ts.experiment.assembly.step import StepParts, make_step
 from adaptive_ts.experiment.config.command_line import parse
 from adaptive_ts.experiment.costs import scaling
-from adaptive_ts.experiment.costs.counts import Cost, added, probe_share
+from adaptive_ts.experiment.costs.counts import Cost, added, cost_of, probe_share
 from adaptive_ts.experiment.costs.messages import Tally, count_collectives
 from adaptive_ts.experiment.devices import sharding
 from adaptive_ts.experiment.devices.compiling import compiling
 from adaptive_ts.experiment.errors import UserError
+from adaptive_ts.experiment.main import scaling as command
 from adaptive_ts.learning import reinforce
 
 CONFIGS = ["--configs", str(ROOT / "configs")]
@@ -173,7 +174,7 @@ def test_what_a_sampler_adds_on_eight_devices(name, most, larger):
     """No message in a step, two at most in a step with a probe, whose share of the work stays."""
     jobs = small_jobs("uniform", 8) | small_jobs(name, 1) | small_jobs(name, 8)
     with compiling(jobs) as compiled:
-        costs = {job: scaling.cost_of(compiled(job)) for job in jobs}
+        costs = {job: cost_of(compiled(job)) for job in jobs}
     uniform = costs["uniform", 8, "uniform"]
     assert uniform.collectives["all-reduce"].count == 1  # gradients, loss and statistics
     one, eight = (
@@ -231,7 +232,9 @@ def test_report(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(scaling, "measure", measure)
     out = tmp_path / "new" / "scaling.json"
-    assert scaling.main([*CONFIGS, "--devices", "2", "8", "8", "--out", str(out)]) == 0
+    assert (
+        command.main([*CONFIGS, "--devices", "2", "8", "8", "--out", str(out)], virtual=False) == 0
+    )
     said = capsys.readouterr().out
     assert "the global batch of 128 is shared" in said and "adds 5.00% FLOPs" in said
     assert "+1 collectives (0.50 MB) in a step with a probe" in said
@@ -242,7 +245,7 @@ def test_report(tmp_path, monkeypatch, capsys):
     assert row["probe_share_of_flops"] == pytest.approx(0.05)
     assert row["added_collectives"]["probe"] == {"count": 1, "bytes": 500_000}
     assert row["steps"]["probe"]["collectives"]["all-reduce"]["count"] == 2
-    scaling.main([*CONFIGS, "--mesh.fsdp", "4"])
+    command.main([*CONFIGS, "--mesh.fsdp", "4"], virtual=False)
     assert "\non 4, over" in (said := capsys.readouterr().out) and "\non 2, over" not in said
     assert probe_share({"uniform": COST}, 40) is None
 
@@ -268,7 +271,7 @@ def test_uniform_s_own_row_has_one_step():
 def test_mistakes_are_one_line(argv, message):
     named = not argv[0].startswith("-")
     with pytest.raises(UserError) as error:
-        scaling.main([*argv[:named], *CONFIGS, *argv[named:]])
+        command.main([*argv[:named], *CONFIGS, *argv[named:]], virtual=False)
     assert message in str(error.value) and "\n" not in str(error.value)
     assert error.value.exit_code == 2
 
@@ -276,7 +279,7 @@ def test_mistakes_are_one_line(argv, message):
 @pytest.mark.usefixtures("quick_compilation")
 def test_virtual_devices_keep_the_user_s_flags(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
-    scaling._make_virtual(64)
+    command._make_virtual(64)
     assert os.environ["XLA_FLAGS"].split() == [
         "--xla_dump_to=x",
         "--xla_force_host_platform_device_count=64",

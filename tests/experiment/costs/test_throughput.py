@@ -11,7 +11,9 @@ from small_run import ROOT, SMALL
 from adaptive_ts.experiment.config.command_line import parse
 from adaptive_ts.experiment.costs import peaks, torch_trainer
 from adaptive_ts.experiment.costs import race as throughput_race
+from adaptive_ts.experiment.costs.entries import flops_per_image, image_of
 from adaptive_ts.experiment.costs.peaks import arithmetic, known_peak, peaks_of, utilisation
+from adaptive_ts.experiment.costs.throughput import make_plan
 from adaptive_ts.experiment.costs.throughput_report import Entry, Yardstick, rows, text
 from adaptive_ts.experiment.devices import sharding
 from adaptive_ts.experiment.errors import UserError
@@ -229,7 +231,7 @@ def test_the_plan():
     assert (args.row, overrides) == ("digits_impact", ["--seed", "3"])
     args.torch = False
     _, config = parse([args.row], configs_dir=ROOT / "configs")
-    plan = throughput.make_plan(config, args, one_device())._replace(torch=True)
+    plan = make_plan(config, args, one_device())._replace(torch=True)
     size, names = config.train.batch_size, [("jax", "uniform"), ("jax", "impact")]
     names += [("torch", "eager"), ("torch", "compiled")]
     expected = [Entry("train", *n, d, size) for d in ("float32", "bfloat16") for n in names]
@@ -292,6 +294,6 @@ def test_flops_are_of_the_whole_batch_however_many_devices_share_it(run_data):
     _, config = parse(argv, configs_dir=ROOT / "configs")
     args, _ = throughput.arguments(CONFIGS)
     mesh = sharding.make_mesh()
-    plan = throughput.make_plan(config, args, mesh)
-    found = throughput.flops_per_image(plan, mesh, throughput.image_of(config))
+    plan = make_plan(config, args, mesh)
+    found = flops_per_image(plan, mesh, image_of(config))
     assert mesh.size == 8 and found == pytest.approx(3 * 26.33e6, rel=0.1)

@@ -362,18 +362,6 @@ def test_batch_larger_than_the_set(tiny):
     assert sorted(rows[:10]) == sorted(rows[10:20]) == list(range(10)) and len(rows) == 25
 
 
-def test_batches_on_a_mesh(tiny, mesh8):
-    on_host = batches(tiny, batch_size=16, seed=0, start_step=3)
-    on_mesh = batches(tiny, batch_size=16, seed=0, start_step=3, mesh=mesh8)
-    for _ in range(3):
-        a, b = next(on_host), next(on_mesh)
-        assert len(b["image"].sharding.device_set) == 8
-        np.testing.assert_array_equal(a["image"], b["image"])
-        np.testing.assert_array_equal(a["label"], b["label"])
-    with pytest.raises(UserError, match="batch_size 12 is not divisible by the 8 devices"):
-        batches(tiny, batch_size=12, seed=0, mesh=mesh8)
-
-
 def test_wrong_batches(tiny):
     for options, words in (
         ({"batch_size": 9, "process_count": 2}, "batch_size 9 must be a positive multiple of the"),

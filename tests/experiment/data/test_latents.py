@@ -15,7 +15,7 @@ from adaptive_ts.experiment.data.loading import load
 from adaptive_ts.experiment.data.records import read_metadata
 from adaptive_ts.experiment.data.vae import Vae, load_vae
 from adaptive_ts.experiment.errors import UserError
-from adaptive_ts.experiment.generate import request
+from adaptive_ts.experiment.main import command, decode, generate
 
 DEVIATION = 0.25
 
@@ -152,10 +152,10 @@ def test_decoding(encoded, tmp_path, monkeypatch):
     (_, z, labels, *_) = load("plain", data_dir=encoded, log=mute)
     np.savez(tmp_path / "images.npz", latents=z, labels=labels)
     (tmp_path / "info.json").write_text(json.dumps({"solver": "ddim", "num_images": 1}))
-    monkeypatch.setattr(latents, "load_vae", lambda name, device: stand_in())
+    monkeypatch.setattr(decode, "load_vae", lambda name, device: stand_in())
     out = tmp_path / "out"
-    command = ["decode", str(tmp_path / "images.npz"), str(out), "--batch_size", "4"]
-    assert latents.main(command) == 0
+    argv = ["decode", str(tmp_path / "images.npz"), str(out), "--batch_size", "4"]
+    assert command.main(argv) == 0
     with np.load(out / "images.npz") as file:
         found = file["images"]
         np.testing.assert_array_equal(file["labels"], labels)
@@ -167,7 +167,7 @@ def test_decoding(encoded, tmp_path, monkeypatch):
     with Image.open(out / "grid.png") as grid:
         assert min(grid.size) > 100
     with pytest.raises(UserError, match="is not empty"):
-        latents.main(command)
+        command.main(argv)
 
 
 @pytest.mark.parametrize(
@@ -194,12 +194,12 @@ def test_what_cannot_be_decoded(arrays, words, tmp_path):
         (["encode", ".", ".", "--seed", "-1"], "--seed: -1 is out of range: must be at least 0"),
         (["encode", ".", ".", "--image_sise", "8"], "unrecognized arguments: --image_sise"),
         (["decode", "x.npz"], "required: OUT"),
-        ([], "required: encode|decode"),
     ],
 )
-def test_mistakes_in_the_command(argv, words):
+def test_mistakes_in_the_command(argv, words, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x"])
     with pytest.raises(UserError, match=words) as error:
-        latents.main(argv)
+        command.main(argv)
     assert error.value.exit_code == 2 and "\n" not in str(error.value)
 
 
@@ -208,7 +208,7 @@ def test_without_the_extra_one_line_says_what_installs_it(images, tmp_path, monk
     with pytest.raises(UserError, match=r"needs diffusers and torch .*pip install -e .*latents"):
         load_vae()
     with pytest.raises(UserError, match="uv run --extra latents") as error:
-        latents.main(["encode", str(images), str(tmp_path), "--image_size", "8"])
+        command.main(["encode", str(images), str(tmp_path), "--image_size", "8"])
     assert error.value.exit_code == 2 and "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
 
@@ -222,7 +222,7 @@ def test_a_run_on_latents(encoded, tmp_path, run_data):
     first, _ = lines(tmp_path / "run")
     assert abs(first["loss"] - 1) < 0.2, "the noise's variance: latents are not rescaled"
     assert (tmp_path / "run" / "samples" / "step_00000002.png").exists()
-    assert request.main([str(tmp_path / "run"), "--out", str(tmp_path / "made")]) == 0
+    assert generate.main([str(tmp_path / "run"), "--out", str(tmp_path / "made")]) == 0
     with np.load(tmp_path / "made" / "images.npz") as made:
         assert set(made) == {"latents"} and made["latents"].dtype == np.float32
         assert made["latents"].shape == (4, 4, 4, 4) and np.abs(made["latents"]).max() > 1

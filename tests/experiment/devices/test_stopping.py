@@ -71,7 +71,7 @@ def test_a_signal_before_the_first_step_or_after_the_last(
     assert code == 75 and said[-1].startswith("Stopped by SIGTERM; what is saved stays.")
     assert saved_steps(folder) == [2, 3]
     with monkeypatch.context() as patch:
-        patch.setattr(loop.finish, "finish", signalled(signal.SIGINT))
+        patch.setattr(loop.ending, "finish", signalled(signal.SIGINT))
         code, said = train(folder, run_data, "--train.steps 6")
     assert code == 75 and said[-1].startswith("Stopped by SIGINT; what is saved stays.")
     assert saved_steps(folder) == [5, 6]

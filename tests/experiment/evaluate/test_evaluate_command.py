@@ -17,9 +17,9 @@ from adaptive_ts.experiment.data.loading import load_split
 from adaptive_ts.experiment.errors import UserError
 from adaptive_ts.experiment.evaluate import inputs, pictures, report
 from adaptive_ts.experiment.evaluate import measure as evaluation
-from adaptive_ts.experiment.generate import request
+from adaptive_ts.experiment.generate import making, trained
 from adaptive_ts.experiment.generate.trained import read_config
-from adaptive_ts.experiment.main import evaluate
+from adaptive_ts.experiment.main import evaluate, generate
 from adaptive_ts.experiment.quality import metrics, scores
 from adaptive_ts.experiment.quality.inception import WEIGHTS_URL, Activations
 from adaptive_ts.experiment.quality.reference import FeatureNetwork, reference_features
@@ -91,7 +91,7 @@ def test_the_numbers_of_a_run_and_its_files(run, data_dir, measure, capsys):
     assert out.name.startswith("step_00000006-ddim-3-classifier-")
 
     data = DataConfig(dir=str(data_dir))
-    assert request.main([str(run), "--num_images", "40", "--out", str(run / "made")]) == 0
+    assert generate.main([str(run), "--num_images", "40", "--out", str(run / "made")]) == 0
     made = np.load(run / "made" / "images.npz")["images"]
     network = scores.classifier_network(data)
     reference = reference_features(data, network, log=lambda line: None)
@@ -223,7 +223,7 @@ def test_a_file_of_statistics_and_a_file_of_images(run, data_dir, measure, stub,
 def test_images_that_generate_made(run, data_dir, measure, tmp_path):
     made = tmp_path / "made"
     options = ("--num_images", "40", "--seed", "3", "--no_png", "--data_dir", str(data_dir))
-    assert request.main([str(run), *options, "--out", str(made)]) == 0
+    assert generate.main([str(run), *options, "--out", str(made)]) == 0
     said, found, out = measure("--images", str(made / "images.npz"), "--num_likelihood", "8")
     assert "n=40 of" in said and "(solver ddim, steps 3, " in said and "step 6)" in said
     assert found["conditions"]["images"]["seed"] == 3 and "-images-classifier-" in out.name
@@ -235,7 +235,7 @@ def test_images_that_generate_made(run, data_dir, measure, tmp_path):
 
 def test_without_weights_one_line_and_code_2(six, data_dir, monkeypatch):
     monkeypatch.delenv(scores.WEIGHTS_VARIABLE, raising=False)
-    monkeypatch.setattr(evaluate, "load_trained", None)  # before anything slow
+    monkeypatch.setattr(trained, "load_trained", None)  # before anything slow
     before = tree(six[0])
     options = ("--features", "inception", "--data_dir", data_dir)
     assert WEIGHTS_URL in refusal(six[0], *options)
@@ -293,7 +293,7 @@ def test_latents_are_for_a_classifier_alone(six, data_dir, stub, monkeypatch, tm
         return dataset._replace(images=np.zeros((9, 4, 4, 3), np.float32))
 
     monkeypatch.setattr(inputs, "load_split", latents)
-    monkeypatch.setattr(evaluate, "load_trained", None)
+    monkeypatch.setattr(trained, "load_trained", None)
     np.savez(tmp_path / "images.npz", images=np.zeros((9, 4, 4, 3), np.uint8))
     options = ("--data_dir", data_dir)
     said = refusal(six[0], *options, "--features", "inception")
@@ -307,7 +307,7 @@ def test_latents_are_for_a_classifier_alone(six, data_dir, stub, monkeypatch, tm
 
 def test_images_that_are_not_finite_have_no_numbers(run, data_dir, monkeypatch):
     batches = [np.zeros((4, 8, 8, 1)), np.full((4, 8, 8, 1), np.nan)]
-    monkeypatch.setattr(request, "image_batches", lambda *args, **kwargs: lambda *_: iter(batches))
+    monkeypatch.setattr(making, "image_batches", lambda *args, **kwargs: lambda *_: iter(batches))
     with pytest.raises(UserError, match="not finite numbers, the first among 4 to 7") as error:
         evaluate.main([str(run), "--data_dir", str(data_dir)])
     assert error.value.exit_code == 1 and not (run / "evaluation").exists()
@@ -324,7 +324,13 @@ def test_what_is_told_of_numbers_and_images():
 
 
 def test_a_mistake_ends_the_process_with_code_2_and_one_line(tmp_path):
-    command = [sys.executable, "-m", "adaptive_ts.experiment.main.evaluate", str(tmp_path / "none")]
+    command = [
+        sys.executable,
+        "-m",
+        "adaptive_ts.experiment.main",
+        "evaluate",
+        str(tmp_path / "none"),
+    ]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""

@@ -21,6 +21,7 @@ from adaptive_ts.experiment.errors import UserError
 from adaptive_ts.experiment.evaluate.likelihood import evaluate
 from adaptive_ts.experiment.generate import making, request
 from adaptive_ts.experiment.generate.trained import load_trained, read_config
+from adaptive_ts.experiment.main import generate
 
 NULL = 10
 
@@ -175,7 +176,7 @@ def test_guidance_is_two_evaluations_and_1_is_one(run_data):
 def test_the_command_makes_images_of_the_classes_wanted(run, run_data, tmp_path):
     def make(name, *argv):
         out = tmp_path / name
-        assert request.main([str(run), "--out", str(out), "--no_png", *argv]) == 0
+        assert generate.main([str(run), "--out", str(out), "--no_png", *argv]) == 0
         with np.load(out / "images.npz") as file:
             arrays = dict(file)
         return arrays, json.loads((out / "info.json").read_text())
@@ -204,7 +205,7 @@ def test_the_command_makes_images_of_the_classes_wanted(run, run_data, tmp_path)
 
 def test_labels_and_guidance_of_a_model_without_classes(run, run_data):
     _, config = parse(arguments("unused", run_data, TRANSFORMER))
-    parser = request._parser()
+    parser = generate._parser()
 
     def message(config, *argv):
         with pytest.raises(UserError, match=r"^[^\n]*$") as error:

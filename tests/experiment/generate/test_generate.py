@@ -33,7 +33,7 @@ def sample(indices, *, name="linear", T=T, seed=0, shape=SHAPE, **options):
 
 @functools.cache
 def generator(name, T, shape, **options):
-    schedule = getattr(ats, name)(T)
+    schedule = getattr(ats.schedules, name)(T)
     return make_generator(gaussian_eps(schedule), schedule, shape, **options)
 
 

@@ -21,8 +21,10 @@ from adaptive_ts.experiment.config.groups import Config
 from adaptive_ts.experiment.data.decoding import to_uint8
 from adaptive_ts.experiment.devices import sharding
 from adaptive_ts.experiment.errors import UserError
-from adaptive_ts.experiment.generate import making, request
+from adaptive_ts.experiment.generate import making
 from adaptive_ts.experiment.generate.trained import Trained
+from adaptive_ts.experiment.generate.writing import write_images
+from adaptive_ts.experiment.main import generate
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,7 @@ def info(folder):
 
 def test_without_options_the_run_s_own_images_come_out_again(run, run_data, capsys):
     before = tree(run)
-    assert request.main([str(run)]) == 0
+    assert generate.main([str(run)]) == 0
     out = run / "generated" / "step_00000005-ddim-3-seed0"
     assert capsys.readouterr().out == f"24 images of {run} at step 5: {out}\n"
     grid = (run / "samples" / "step_00000005.png").read_bytes()
@@ -72,7 +74,7 @@ def test_options_and_an_earlier_step(run, run_data, tmp_path):
     for step in (4, 5):
         out = tmp_path / str(step)
         argv = [str(run), *line.split(), "--step", str(step), "--out", str(out), "--no_png"]
-        assert request.main(argv) == 0
+        assert generate.main(argv) == 0
         assert {p.name for p in out.iterdir()} == {"images.npz", "grid.png", "info.json"}
         assert made(out).shape == (10, 8, 8, 1)
         said = info(out)
@@ -86,10 +88,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(run, run_data, tmp_path, 
     assert '"step": 5' in meta.read_text()
     meta.write_text(meta.read_text().replace('"step": 5', '"step": 6'))
     with pytest.raises(UserError) as error:
-        request.main([str(run), "--step", "5", "--out", str(tmp_path / "five")])
+        generate.main([str(run), "--step", "5", "--out", str(tmp_path / "five")])
     text = str(error.value)
     assert f"no usable checkpoint in {run}" in text and "\n" not in text and "workdir" not in text
-    assert request.main([str(run), "--out", str(tmp_path / "newest"), "--no_png"]) == 0
+    assert generate.main([str(run), "--out", str(tmp_path / "newest"), "--no_png"]) == 0
     assert "checkpoint 5 is damaged" in capsys.readouterr().out
     assert info(tmp_path / "newest")["step"] == 4
 
@@ -134,32 +136,32 @@ def test_images_of_a_model_without_classes_have_no_labels(run_data, tmp_path):
     params = jax.jit(built.init_params)(jax.random.key(0), {"image": jnp.zeros((1, 8, 8, 1))})
     state = types.SimpleNamespace(ema=params)
     trained = Trained(built=built, state=state, step=0, shape=(8, 8, 1))
-    args = request._parser().parse_args(["elsewhere"])
-    said = request.describe(config, trained, args)
+    args = generate._parser().parse_args(["elsewhere"])
+    said = making.describe(config, trained, args)
     assert said["guidance"] is None and said["labels"] is None
-    batches = request.make_images(config, trained, mesh, args)
-    request._write(tmp_path, batches, said, png=False)
+    batches = making.make_images(config, trained, mesh, args)
+    write_images(tmp_path, batches, said, png=False)
     with np.load(tmp_path / "images.npz") as file:
         assert file.files == ["images"] and file["images"].shape == (3, 8, 8, 1)
 
 
 def test_images_that_are_not_finite_are_not_written(run, tmp_path, monkeypatch):
     batches = [np.zeros((2, 8, 8, 1)), np.full((2, 8, 8, 1), np.nan)]
-    monkeypatch.setattr(request, "image_batches", lambda *args, **kwargs: lambda *_: iter(batches))
+    monkeypatch.setattr(making, "image_batches", lambda *args, **kwargs: lambda *_: iter(batches))
     out = tmp_path / "out"
     with pytest.raises(UserError, match="not finite numbers, the first among 2 to 3") as error:
-        request.main([str(run), "--out", str(out), "--no_png"])
+        generate.main([str(run), "--out", str(out), "--no_png"])
     assert error.value.exit_code == 1 and not list(out.iterdir())
 
 
 @pytest.mark.parametrize("latents", [False, True])
 def test_images_are_pixels_or_latents(latents, monkeypatch):
     made = np.random.default_rng(0).uniform(-2, 2, (2, 4, 4, 3)).astype(np.float32)
-    monkeypatch.setattr(request, "image_batches", lambda *args, **kwargs: lambda *_: iter([made]))
+    monkeypatch.setattr(making, "image_batches", lambda *args, **kwargs: lambda *_: iter([made]))
     state = types.SimpleNamespace(ema=None)
     trained = types.SimpleNamespace(built=None, shape=made.shape[1:], state=state, latents=latents)
     args = types.SimpleNamespace(batch_size=2, spacing="linear", labels=None)
-    given = next(request.make_images(Config(), trained, None, args))
+    given = next(making.make_images(Config(), trained, None, args))
     np.testing.assert_array_equal(given, made if latents else to_uint8(made))
     assert given.dtype == (np.float32 if latents else np.uint8)
 
@@ -192,7 +194,7 @@ def test_images_are_pixels_or_latents(latents, monkeypatch):
 def test_mistakes_cost_one_line(shared, argv, words):
     before = tree(shared)
     with pytest.raises(UserError, match=r"^[^\n]*$") as error:
-        request.main([str(shared), *argv])
+        generate.main([str(shared), *argv])
     assert words in str(error.value) and error.value.exit_code == 2
     assert tree(shared) == before
 
@@ -200,7 +202,7 @@ def test_mistakes_cost_one_line(shared, argv, words):
 def test_a_folder_that_is_no_run(tmp_path):
     def message(*argv):
         with pytest.raises(UserError, match=r"^[^\n]*$") as error:
-            request.main([str(tmp_path), *argv])
+            generate.main([str(tmp_path), *argv])
         assert error.value.exit_code == 2
         return str(error.value)
 
@@ -221,7 +223,7 @@ def test_a_folder_that_is_no_run(tmp_path):
 
 def _failure(argv):
     with pytest.raises(UserError) as error:
-        request.main(argv)
+        generate.main(argv)
     return str(error.value)
 
 

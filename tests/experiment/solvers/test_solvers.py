@@ -314,7 +314,7 @@ def test_a_weight_out_of_range(weight):
     ],
 )
 def test_bad_arguments(schedule, options, words):
-    schedule = LINEAR() if schedule == "linear" else getattr(ats, schedule)()
+    schedule = LINEAR() if schedule == "linear" else getattr(ats.schedules, schedule)()
     words = words if ".*" in words else words.replace("(", r"\(").replace("]", r"\]")
     with pytest.raises(ValueError, match=words):
         make_generator(lambda p, x, t: x, schedule, exact.SHAPE, **options)

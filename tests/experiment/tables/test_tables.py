@@ -23,7 +23,8 @@ from adaptive_ts.experiment.quality import features
 from adaptive_ts.experiment.quality.inception import Activations
 from adaptive_ts.experiment.quality.metrics import gaussian
 from adaptive_ts.experiment.quality.reference import FeatureNetwork, Reference
-from adaptive_ts.experiment.tables import pictures, program_cache, programs, records, report
+from adaptive_ts.experiment.tables import jobs as table_jobs
+from adaptive_ts.experiment.tables import pictures, plan, program_cache, programs, records, report
 from adaptive_ts.experiment.tables import runs as contest
 from adaptive_ts.experiment.tables import times as table_times
 from adaptive_ts.experiment.tables.programs import functions_of, held_out_batch
@@ -237,11 +238,11 @@ def arguments(folder, *extra):
 
 
 def test_what_is_done_is_not_planned_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "program_of", lambda config: "p")
+    monkeypatch.setattr(plan, "program_of", lambda config: "p")
     known = features.ImageFeatures("classifier", None, None)
-    monkeypatch.setattr(tables, "image_features", lambda data, choice: known)
+    monkeypatch.setattr(plan, "image_features", lambda data, choice: known)
     rows = ("--rows", "uniform", "digits_stratified", "--seeds", "0", "1", "2")
-    first = tables.plan(*arguments(tmp_path, *rows))
+    first = plan.missing(*arguments(tmp_path, *rows))
     assert [(job.label, job.seeds) for job in first] == [
         ("uniform", (0, 1, 2)),
         ("stratified", (0, 1, 2)),
@@ -252,19 +253,19 @@ def test_what_is_done_is_not_planned_again(tmp_path, monkeypatch):
     (tmp_path / "digits-linear.jsonl").write_text(
         text + '{"label": "uniform", "se'
     )  # killed while writing
-    second = tables.plan(*arguments(tmp_path, *rows))
+    second = plan.missing(*arguments(tmp_path, *rows))
     assert [job.seeds for job in second] == [(1,), (0, 1, 2)]
-    changed = tables.plan(*arguments(tmp_path, *rows, "--optimizer.learning_rate", "1e-4"))
+    changed = plan.missing(*arguments(tmp_path, *rows, "--optimizer.learning_rate", "1e-4"))
     assert [job.seeds for job in changed] == [(0, 1, 2), (0, 1, 2)]
-    other = tables.plan(*arguments(tmp_path, *rows, "--schedules", "quad", "cosine"))
+    other = plan.missing(*arguments(tmp_path, *rows, "--schedules", "quad", "cosine"))
     assert [job.config.schedule.name for job in other] == ["quad", "quad", "cosine", "cosine"]
-    monkeypatch.setattr(tables, "program_of", lambda config: "another")
-    new = tables.plan(*arguments(tmp_path, *rows))
+    monkeypatch.setattr(plan, "program_of", lambda config: "another")
+    new = plan.missing(*arguments(tmp_path, *rows))
     assert [job.seeds for job in new] == [(0, 1, 2), (0, 1, 2)]
-    monkeypatch.setattr(tables, "program_of", lambda config: "p")
+    monkeypatch.setattr(plan, "program_of", lambda config: "p")
     other = known._replace(about="Inception")
-    monkeypatch.setattr(tables, "image_features", lambda data, choice: other)
-    new = tables.plan(*arguments(tmp_path, *rows))
+    monkeypatch.setattr(plan, "image_features", lambda data, choice: other)
+    new = plan.missing(*arguments(tmp_path, *rows))
     assert [job.seeds for job in new] == [(0, 1, 2), (0, 1, 2)]
 
 
@@ -304,9 +305,9 @@ def test_a_dry_run_prints_a_command_for_each_run(tmp_path, capsys):
     assert len(lines) == 8 and len(set(lines)) == 8 and not out.exists()
     found = set()
     for line in lines:
-        python, flag, module, *rest = shlex.split(line)
-        assert (python, flag, module) == ("python", "-m", "adaptive_ts.experiment.main.tables")
-        (job,) = tables.plan(*tables.arguments(rest))
+        script, name, *rest = shlex.split(line)
+        assert (script, name) == ("adaptive-ts", "tables")
+        (job,) = plan.missing(*tables.arguments(rest))
         assert job.config.train.steps == 7 and job.config.workdir == str(out)
         found.add((job.label, job.config.schedule.name, *job.seeds))
     assert found == {
@@ -318,7 +319,7 @@ def test_a_dry_run_prints_a_command_for_each_run(tmp_path, capsys):
 
 
 def test_the_rows_to_be_compared_are_all_planned(tmp_path):
-    jobs = tables.plan(*arguments(tmp_path, "--seeds", "0"))
+    jobs = plan.missing(*arguments(tmp_path, "--seeds", "0"))
     labels = [job.label for job in jobs]
     paper = ["p2", "min_snr", "log_normal", "clts", "speed"]
     assert labels[:7] == ["uniform", *paper, "adaptive"]
@@ -373,12 +374,12 @@ def test_a_sweep_runs_reports_and_goes_on(tmp_path, run_data, monkeypatch, capsy
         return capsys.readouterr().out, records.read_runs(out)
 
     said, runs = sweep(tmp_path, 0, 1)
-    assert "| uniform | 2 |" in said and "by classifier, accuracy 0.9" in said
+    assert "| uniform | 2 |" in said and "by classifier of digits, accuracy 0.9" in said
     assert (tmp_path / "digits-linear.png").exists()
     assert [run["seed"] for run in runs] == [0, 1]
     assert all(np.isfinite(run["vlb"]) and len(run["density"]) == 25 for run in runs)
     assert runs[0]["vlb"] != runs[1]["vlb"] and runs[0]["program"] == runs[1]["program"]
     assert not (tmp_path / "checkpoints").exists()
-    monkeypatch.setattr(tables, "run_jobs", None)  # nothing is left to run
+    monkeypatch.setattr(table_jobs, "run_jobs", None)  # nothing is left to run
     again, same = sweep(tmp_path, 1, 0)
     assert same == runs and again.strip() in said

@@ -25,7 +25,8 @@ MODULES = [
         if ">>> " in path.read_text()
     ),
 ]
-SESSIONS = [page for page in PAGES if python_blocks(read(page))]
+# CONTRIBUTING.md's are files, which tests/test_contributing.py writes.
+SESSIONS = [page for page in PAGES if python_blocks(read(page)) and page != "CONTRIBUTING.md"]
 NOTEBOOKS = [page for page in PAGES if page.startswith("docs/notebooks/") and "index" not in page]
 
 

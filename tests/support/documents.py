@@ -102,7 +102,11 @@ def switches(text: str) -> set[str]:
 
 
 def paths(text: str) -> set[str]:
-    """Files and folders of the repository that the text names, without those with a placeholder."""
+    """Files and folders of the repository that the text names.
+
+    Without those with a placeholder, and those that the reader is to write (``File: ...``).
+    """
+    text = re.sub(r"^File: .*$", "", text, flags=re.MULTILINE)
     words = " ".join(typed(text)).split()
     found = {word.rstrip(",.:") for word in words}
     inside = re.compile(r"(docs|configs|tests|adaptive_ts|\.ci)/[\w./*-]*$")

@@ -58,7 +58,7 @@ def check(argv: list[str]) -> None:
         return _of_rows(*_row_and_rest([word for word in rest if word != "--dry_run"], "digits"))
     if name == "tables":
         return _check_tables(rest)
-    parser = _module(name)._parser()
+    parser = _module(name).make_parser()
     if name in ("overhead", "scaling", "throughput"):
         row, rest = _row_and_rest(rest, "overhead")
         return _of_rows(row, parser.parse_known_args(rest)[1])
@@ -123,7 +123,7 @@ def test_flags_exist(page):
         option.lstrip("-")
         for name in command.COMMANDS
         if name != "train"
-        for option in _module(name)._parser()._option_string_actions
+        for option in _module(name).make_parser()._option_string_actions
     }
     fields = {path for path in leaf_types(Config) if "." not in path}
     unknown = switches(text) - known - fields - TELLING - OTHERS

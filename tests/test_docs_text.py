@@ -68,7 +68,8 @@ def test_relative_links_exist(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_paths_exist(page):
-    missing = {path for path in paths(read(page)) if not any(ROOT.glob(path.rstrip("/")))}
+    named = paths(read(page)) - {"docs/_build"}  # the one that a command of theirs makes
+    missing = {path for path in named if not any(ROOT.glob(path.rstrip("/")))}
     assert not missing, f"{page} names {sorted(missing)}"
 
 

@@ -300,7 +300,7 @@ def test_latents_are_for_a_classifier_alone(six, data_dir, stub, monkeypatch, tm
     assert "digits holds latents (4, 4, 3): decode images, and give them by --images" in said
     said = refusal(six[0], *options, "--images", tmp_path / "images.npz")
     assert "holds images (4, 4, 3), digits latents (4, 4, 3): give --features inception" in said
-    args = evaluate._parser().parse_args([str(six[0])])
+    args = evaluate.make_parser().parse_args([str(six[0])])
     found = inputs.read_inputs(args, read_config(six[0]), None, print)
     assert found.kind == "classifier", "three channels of latents are no colours"
 

@@ -136,7 +136,7 @@ def test_images_of_a_model_without_classes_have_no_labels(run_data, tmp_path):
     params = jax.jit(built.init_params)(jax.random.key(0), {"image": jnp.zeros((1, 8, 8, 1))})
     state = types.SimpleNamespace(ema=params)
     trained = Trained(built=built, state=state, step=0, shape=(8, 8, 1))
-    args = generate._parser().parse_args(["elsewhere"])
+    args = generate.make_parser().parse_args(["elsewhere"])
     said = making.describe(config, trained, args)
     assert said["guidance"] is None and said["labels"] is None
     batches = making.make_images(config, trained, mesh, args)

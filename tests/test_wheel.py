@@ -164,7 +164,10 @@ def test_the_console_script_says_what_is_missing(python, tmp_path):
         [str(script), "train"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "train: tyro is not installed: pip install 'adaptive-ts[train]'\n"
+    assert (
+        done.stderr
+        == "adaptive-ts train: tyro is not installed: pip install 'adaptive-ts[train]'\n"
+    )
 
 
 def test_the_rows_are_found_from_an_empty_folder(wheel, tmp_path, run_data):
@@ -175,7 +178,7 @@ def test_the_rows_are_found_from_an_empty_folder(wheel, tmp_path, run_data):
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "adaptive_ts.experiment.main", "train"]
     options = ["--data.dir", str(run_data), "--train.steps", "2", "--model.channels", "4"]
-    options += ["--sampler.num_buckets", "4", "--schedule.num_timesteps", "20"]
+    options += ["--sampler.num_buckets", "4", "--schedule.num_timesteps", "50"]
     options += ["--generate.steps", "2", "--generate.num_images", "4", "--train.batch_size", "8"]
     done = subprocess.run(
         [*command, "digits", *options], cwd=tmp_path / "empty", env=env, capture_output=True,

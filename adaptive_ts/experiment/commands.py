@@ -66,7 +66,6 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
     A `UserError` becomes one line on stderr and its exit code; Ctrl-C one line and 130; a reader
     that went away (``train.py --help | head``) nothing. Everything else propagates.
     """
-    name = Path(sys.argv[0]).name
     if isinstance(sys.stdout, io.TextIOWrapper):  # a log file shows a line when it is said
         sys.stdout.reconfigure(line_buffering=True)
     try:
@@ -76,13 +75,18 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
             code = stop.code
         sys.stdout.flush()
     except UserError as error:
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{_program()}: {' '.join(str(error).split())}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
-        print(f"\n{name}: interrupted", file=sys.stderr)
+        print(f"\n{_program()}: interrupted", file=sys.stderr)
         code = 128 + signal.SIGINT
     except BrokenPipeError:
         # The interpreter flushes stdout once more as it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
     sys.exit(code)
+
+
+def _program() -> str:
+    """Its name as it was called, which `main` may have made clearer."""
+    return Path(sys.argv[0]).name

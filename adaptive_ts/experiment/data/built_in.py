@@ -49,7 +49,7 @@ class Recipe(NamedTuple):
     """
 
     name: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: Sequence[str] | int | None
     read: Callable[[Download], Mapping[str, Iterable[Record]]]
     dtype: Any = np.uint8

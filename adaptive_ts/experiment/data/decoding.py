@@ -30,7 +30,7 @@ class Records:
         dtype: of the images.
     """
 
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, ...]
     read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     dtype: np.dtype = _PIXELS
 
@@ -248,7 +248,7 @@ def _only_pixels(images: np.ndarray | Records, name: str, option: str) -> None:
 
 def _each(
     images: np.ndarray | Records,
-    shape: tuple[int, int, int, int],
+    shape: tuple[int, ...],
     change: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray | Records:
     if isinstance(images, np.ndarray):

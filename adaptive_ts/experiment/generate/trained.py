@@ -37,7 +37,7 @@ class Trained(NamedTuple):
     built: Built
     state: TrainState
     step: int
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     latents: bool = False
 
 

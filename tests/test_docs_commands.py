@@ -26,7 +26,7 @@ CONFIGS = ROOT / "configs"
 # A run whose model is told classes: what may be asked of it is all that may be asked.
 TOLD = Config(model=ModelConfig(name="dit", transformer=TransformerConfig(num_classes=10)))
 TELLING = {"help", "list", "version"}  # options that tell something and end
-OTHERS = {"extra"}  # of uv
+OTHERS = {"extra", "with"}  # of uv
 
 
 def _module(name: str):

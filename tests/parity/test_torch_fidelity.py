@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from inception_weights import random_tensors
-from test_inception import IMAGES, golden_images, relative
+from inception_weights import IMAGES, golden_images, random_tensors, relative
 
 from adaptive_ts.experiment.quality import inception, metrics
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from small_run import parse
-from test_throughput import one_device, run
+from small_throughput import one_device, run
 
 from adaptive_ts.experiment.assembly.build import build, first_state
 from adaptive_ts.experiment.assembly.step import make_step

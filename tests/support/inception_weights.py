@@ -1,4 +1,4 @@
-"""Weights of the Inception network re-made from a seed, for its golden and for every test."""
+"""Weights and images for the Inception network, re-made from seeds, for its golden and tests."""
 
 import numpy as np
 
@@ -33,3 +33,17 @@ def _draw(number, name, shape):
     elif name.endswith("conv.weight"):
         scale = np.sqrt(2 / np.prod(shape[1:]))
     return (rng.standard_normal(shape) * scale).astype(np.float32)
+
+
+IMAGES = {"square": (2, 32, 32, 3), "wide": (1, 40, 56, 3), "large": (1, 310, 330, 3)}
+
+
+def golden_images(name):
+    number = list(IMAGES).index(name)
+    return np.random.default_rng([299, number]).integers(0, 256, IMAGES[name], np.uint8)
+
+
+def relative(found, expected):
+    """The largest difference, relative to the largest number."""
+    assert found.shape == expected.shape and found.dtype == expected.dtype == np.float32
+    return np.abs(found - expected).max() / np.abs(expected).max()

@@ -1,12 +1,11 @@
 """What throughput says of peaks and FLOPs, its mistakes in one line, and a run of all its parts."""
 
 import doctest
-import json
 
 import jax
-import numpy as np
 import pytest
-from small_run import ROOT, SMALL
+from small_run import ROOT
+from small_throughput import CONFIGS, one_device, run
 
 from adaptive_ts.experiment.config.command_line import parse
 from adaptive_ts.experiment.costs import peaks, torch_trainer
@@ -18,20 +17,6 @@ from adaptive_ts.experiment.costs.throughput_report import Entry, Yardstick, row
 from adaptive_ts.experiment.devices import sharding
 from adaptive_ts.experiment.errors import UserError
 from adaptive_ts.experiment.main import throughput
-
-CONFIGS = ["--configs", str(ROOT / "configs")]
-
-
-def one_device():
-    return sharding.Mesh(np.asarray(jax.devices()[:1]), (sharding.AXES[0],))
-
-
-def run(folder, data_dir, *extra):
-    """The command with the small runs' options, which test_train compiles too; what it reports."""
-    out = folder / "new" / "throughput.json"
-    argv = ["digits", *CONFIGS, *SMALL.split(), "--data.dir", str(data_dir), "--out", str(out)]
-    assert throughput.main([*argv, "--cycles", "2", *extra]) == 0
-    return json.loads(out.read_text())
 
 
 @pytest.mark.parametrize(

@@ -6,25 +6,12 @@ import re
 import jax
 import numpy as np
 import pytest
-from inception_weights import RULE, random_tensors
+from inception_weights import IMAGES, RULE, golden_images, random_tensors, relative
 
 from adaptive_ts.experiment.errors import UserError
 from adaptive_ts.experiment.quality import inception
 from adaptive_ts.experiment.quality.inception_network import kernel_shapes
 from adaptive_ts.experiment.quality.metrics import frechet_distance, gaussian
-
-IMAGES = {"square": (2, 32, 32, 3), "wide": (1, 40, 56, 3), "large": (1, 310, 330, 3)}
-
-
-def golden_images(name):
-    number = list(IMAGES).index(name)
-    return np.random.default_rng([299, number]).integers(0, 256, IMAGES[name], np.uint8)
-
-
-def relative(found, expected):
-    """The largest difference, relative to the largest number."""
-    assert found.shape == expected.shape and found.dtype == expected.dtype == np.float32
-    return np.abs(found - expected).max() / np.abs(expected).max()
 
 
 # One test: the network is compiled once for one device and once for eight, by one worker.

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -191,3 +192,20 @@ def test_the_rows_are_found_from_an_empty_folder(wheel, tmp_path, run_data):
         check=True,
     )  # fmt: skip
     assert {"digits", "cifar10"} <= {line.split()[0] for line in listed.stdout.splitlines()}
+
+
+@pytest.mark.slow
+def test_the_core_s_tests_pass_from_the_sdist(tmp_path):
+    uv = find_uv() or pytest.skip("no uv to build it with")
+    run_outside([*uv, "build", "--sdist", "--out-dir", tmp_path, ROOT], tmp_path)
+    (archive,) = tmp_path.glob("adaptive_ts-*.tar.gz")
+    shutil.unpack_archive(archive, tmp_path, filter="data")
+    folder = archive.with_name(archive.name.removesuffix(".tar.gz"))
+    core = ("schedules", "diffusion", "weightings", "timesteps", "learning", "samplers")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *(f"tests/{name}" for name in core)],
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}, capture_output=True, text=True,
+        check=False, timeout=1800,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert re.search(r"\d{3,} passed", done.stdout)

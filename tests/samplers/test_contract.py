@@ -61,7 +61,10 @@ SAMPLERS = {
 
 CASES = [
     *[(name, grid) for name in ("uniform", "stratified") for grid in GRIDS],
-    *[("weighted_mixed", grid) for grid in GRIDS],  # all of the adaptive sampler's functions
+    # All of the adaptive sampler's functions.
+    ("weighted_mixed", "T50_nearest"),
+    ("weighted_mixed", "continuous"),
+    pytest.param("weighted_mixed", "T1000", marks=pytest.mark.slow),
     ("adaptive", "T1000"),
     *[
         pytest.param(name, "T1000", marks=pytest.mark.slow)

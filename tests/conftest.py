@@ -1,17 +1,18 @@
 """Eight host devices, strict rank promotion, and the goldens; imported before JAX starts."""
 
 import fcntl
-import importlib.metadata
 import json
 import os
 import pathlib
+from importlib.metadata import version
 
-FLAGS = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
-if importlib.metadata.version("jaxlib").startswith("0.10."):
-    # Nearly all of the suite's time is compilation, and the older code generator takes half as
-    # long. Later versions have only the other one, which their runs of this suite exercise.
-    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join(FLAGS).strip()
+# Nearly all of the suite's time is compilation, and the older code generator takes half as long.
+# Versions after 0.10 have only the other one, which their runs of these tests exercise.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8"
+    + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else "")
+).strip()
 
 import jax
 import numpy as np

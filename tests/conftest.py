@@ -1,6 +1,7 @@
 """Eight host devices, strict rank promotion, and the goldens; imported before JAX starts."""
 
 import fcntl
+import gc
 import json
 import os
 import pathlib
@@ -19,6 +20,16 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_collection_finish():
+    """Python's garbage collector looks less often, and no more at what is imported by now.
+
+    Tracing makes objects by the million, in a heap that grows: it took a quarter of a run's time.
+    """
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
+
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 

@@ -54,9 +54,10 @@ def strict():
 @pytest.fixture
 def quick_compilation():
     """For tests whose cost is nearly all compilation; their arithmetic is tiny."""
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,7 @@ sys.exit(code)
 )
 def test_a_long_run_stays_as_it_is(steps, every, run_data, tmp_path):
     script, out = tmp_path / "worker.py", tmp_path / "samples.jsonl"
-    script.write_text(WORKER.format(tests=str(ROOT / "tests")))
+    script.write_text(WORKER.format(tests=str(ROOT / "tests/support")))
     extra = f"--train.steps {steps} --train.log_every 50 --train.save_every {every}"
     extra += " --sampler.every 40"
     argv = [out, str(every), *arguments(tmp_path / "run", run_data, extra)]

@@ -43,7 +43,7 @@ def sampled(batch, mesh):
     return put(batch, mesh)
 
 sharding.put_batch = sampled
-loop.finish.finish = lambda *args: ""
+loop.ending.finish = lambda *args: ""
 with compilations() as names:
     code = loop.run(*parse(sys.argv[3:]))
 print(json.dumps(names), file=files, flush=True)

@@ -75,7 +75,7 @@ def watched(run_data, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "compiling", compiling)
         patch.setattr(loop, "open_checkpoints", open_checkpoints)
-        patch.setattr(loop.finish, "finish", lambda *args: events.append(("finish", STEPS)) or "")
+        patch.setattr(loop.ending, "finish", lambda *args: events.append(("finish", STEPS)) or "")
         patch.setattr(jax, "device_get", device_get)
         # Where np.asarray, float, bool, .item() and device_get of what lies on 8 devices end.
         patch.setattr(ArrayImpl, "_value", property(value))

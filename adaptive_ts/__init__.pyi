@@ -30,11 +30,12 @@ from .samplers import (
 from .schedules import NoiseSchedule
 from .testing import check_sampler
 from .timesteps import GridSample, TimeGrid, continuous, discrete
-from .types import LossFn, TimestepSample, TimestepSampler, Weighting
+from .types import IndexedLossFn, LossFn, TimestepSample, TimestepSampler, Weighting
 
 __all__ = [
     "ExampleLoss",
     "GridSample",
+    "IndexedLossFn",
     "LossFn",
     "NoiseSchedule",
     "TimeGrid",

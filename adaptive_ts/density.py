@@ -81,7 +81,7 @@ def effective_density(
         state = sampler.init(jax.random.key(0), batch)
     timesteps = bucket_timesteps(grid)
     _, share = relative_density(sampler, state, batch, timesteps, grid.to_u(timesteps))
-    if weighting is not None:
+    if weighting is not None and schedule is not None:
         check_schedule(grid, schedule)
         share = share * weighting(schedule.log_snr(timesteps))
     return share / jnp.sum(share)

@@ -134,7 +134,9 @@ def _check_sample(
 ) -> None:
     size = collectives.batch_size(batch)
     kind = jnp.int32 if grid.num_timesteps is not None else jnp.float32
-    expected = TimestepSample(*(((size,), np.dtype(d)) for d in (kind, jnp.float32, jnp.float32)))
+    expected = TimestepSample._make(
+        ((size,), np.dtype(d)) for d in (kind, jnp.float32, jnp.float32)
+    )
     traces = []
 
     def counted(key: Key, state: State, batch: Batch) -> TimestepSample:

@@ -10,7 +10,7 @@ t grows with noise. Log-SNR is natural. VLB terms are in bits per dimension.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeAlias
 
 import jax
 
@@ -27,6 +27,8 @@ Selected: TypeAlias = jax.Array  # (s,)
 Metrics: TypeAlias = dict[str, Scalar]
 
 Weighting: TypeAlias = Callable[[PerExample], PerExample]  # log-SNR -> loss weight
+
+_Extra = ParamSpec("_Extra")
 
 
 class TimestepSample(NamedTuple):
@@ -50,7 +52,17 @@ class LossFn(Protocol):
     ``loss_fn(params, batch, t, key) -> (b,)``. It draws its noise from the one key it gets.
     """
 
-    def __call__(self, params: Params, batch: Batch, t: PerExample, key: Key) -> PerExample: ...
+    def __call__(self, params: Params, batch: Batch, t: PerExample, key: Key, /) -> PerExample: ...
+
+
+class IndexedLossFn(LossFn, Protocol):
+    """A ``LossFn`` whose noise can be chosen by example, such as an ``ExampleLoss``.
+
+    ``at(params, batch, t, key, index) -> (b,)``: (b,) int32 ``index`` names each example's noise.
+    """
+
+    @property  # read-only: a method and a field of a frozen dataclass both will do
+    def at(self) -> Callable[[Params, Batch, PerExample, Key, PerExample], PerExample]: ...
 
 
 class InitFn(Protocol):
@@ -74,7 +86,7 @@ class LogDensityFn(Protocol):
     def __call__(self, state: State, sample: TimestepSample, batch: Batch) -> PerExample: ...
 
 
-class UpdateFn(Protocol):
+class UpdateFn(Protocol[_Extra]):
     """``update(state, sample, losses, **extra) -> (state, metrics)``.
 
     ``extra`` may hold ``key``, ``batch``, ``loss_fn``, ``params``, ``new_params``, ``opt_state``
@@ -82,7 +94,12 @@ class UpdateFn(Protocol):
     """
 
     def __call__(
-        self, state: State, sample: TimestepSample, losses: PerExample, **extra: Any
+        self,
+        state: State,
+        sample: TimestepSample,
+        losses: PerExample,
+        *args: _Extra.args,
+        **extra: _Extra.kwargs,
     ) -> tuple[State, Metrics]: ...
 
 
@@ -102,4 +119,4 @@ class TimestepSampler(NamedTuple):
     init: InitFn
     sample: SampleFn
     log_density: LogDensityFn
-    update: UpdateFn
+    update: UpdateFn[...]

@@ -30,7 +30,7 @@ Time:        train.py: 1:43 with everything installed, 65 s of it training (JAX 
              tables: about a minute per run, two at a time
 Expected:    samples that a person recognises as digits; a better bound than uniform's
 Measured:    train.py: VLB 4.67 bits/dim (seed 0, the seed that the row was tuned on);
-             tables: the README's; the runs are in docs/tables
+             tables: docs/results.md; the runs are in docs/tables
 """
 
 from adaptive_ts.experiment import config as c

@@ -85,6 +85,14 @@ def once(tmp_path_factory):
     return folder_of
 
 
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """The wheel of this checkout."""
+    from built_wheel import build_wheel
+
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
+
+
 @pytest.fixture(scope="module")
 def run_data(once):
     """A data_dir with the digits prepared; meanwhile functions are compiled fast and kept."""

@@ -3,15 +3,14 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
 from email.parser import HeaderParser
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from built_wheel import find_uv, run_outside
 
 import adaptive_ts
 from adaptive_ts.experiment.main.command import COMMANDS
@@ -21,12 +20,6 @@ ROWS = "adaptive_ts/experiment/rows"  # where the wheel has configs/
 TRAINING_ONLY = ["tensorflow_datasets", "grain", "matplotlib", "sklearn", "tyro", "tqdm", "PIL"]
 # Flax itself brings orbax, so it is there; the core must not import it.
 NOT_IMPORTED = [*TRAINING_ONLY, "orbax", "tensorflow", "array_record", "tensorboardX"]
-NO_PACKAGES = re.compile(
-    r"dns error|error sending request|failed to fetch|Could not connect|Connection refused|"
-    r"Temporary failure in name resolution|NewConnectionError|Network is unreachable|"
-    r"Failed to establish a new connection|network was disabled",
-    re.IGNORECASE,
-)
 
 SEVEN_LINES = """
 import json
@@ -105,52 +98,17 @@ print(
 """
 
 
-def _uv() -> list[str] | None:
-    beside = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
-    if beside:
-        return [beside]
-    return [sys.executable, "-m", "uv"] if find_spec("uv") else None
-
-
-def _run(command, cwd: Path) -> str:
-    """Its stdout; a skip where packages cannot be had, and a failure for any other reason."""
-    # Nothing of this checkout, and nothing of the environment the tests run in, may leak in.
-    hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "UV_PROJECT_ENVIRONMENT", "XLA_FLAGS")
-    env = {name: value for name, value in os.environ.items() if name not in hidden}
-    run = subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd, env={**env, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
-        check=False, timeout=900,
-    )  # fmt: skip
-    if run.returncode and NO_PACKAGES.search(run.stderr + run.stdout):
-        pytest.skip(f"no packages can be had here: {run.stderr.strip().splitlines()[-1]}")
-    assert run.returncode == 0, f"{command}:\n{run.stdout}\n{run.stderr}"
-    return run.stdout
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    folder, uv = tmp_path_factory.mktemp("wheel"), _uv()
-    if uv:
-        command = [*uv, "build", "--wheel", "--out-dir", folder, ROOT]
-    else:
-        command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", folder, ROOT]
-    _run(command, folder)
-    (path,) = folder.glob("*.whl")
-    return path
-
-
 @pytest.fixture(scope="module")
 def python(wheel, tmp_path_factory) -> Path:
     """The interpreter of an environment with the wheel and what it asks for, nothing else."""
-    folder, uv = tmp_path_factory.mktemp("empty") / "env", _uv()
+    folder, uv = tmp_path_factory.mktemp("empty") / "env", find_uv()
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     if uv:
-        _run([*uv, "venv", "--no-project", "--python", sys.executable, folder], wheel.parent)
-        _run([*uv, "pip", "install", "--python", python, wheel], wheel.parent)
+        run_outside([*uv, "venv", "--no-project", "--python", sys.executable, folder], wheel.parent)
+        run_outside([*uv, "pip", "install", "--python", python, wheel], wheel.parent)
     else:
-        _run([sys.executable, "-m", "venv", folder], wheel.parent)
-        _run([python, "-m", "pip", "install", wheel], wheel.parent)
+        run_outside([sys.executable, "-m", "venv", folder], wheel.parent)
+        run_outside([python, "-m", "pip", "install", wheel], wheel.parent)
     return python
 
 
@@ -182,7 +140,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
 
 def test_seven_lines_from_another_folder(python, wheel, tmp_path):
     (tmp_path / "seven_lines.py").write_text(SEVEN_LINES)
-    said = _run([python, "seven_lines.py", ",".join(NOT_IMPORTED)], tmp_path)
+    said = run_outside([python, "seven_lines.py", ",".join(NOT_IMPORTED)], tmp_path)
     report = json.loads(said.splitlines()[-1])
     assert Path(report["file"]).is_relative_to(python.parent.parent)  # not this checkout
     assert report["versions"] == [adaptive_ts.__version__] * 2
@@ -197,14 +155,19 @@ def test_seven_lines_from_another_folder(python, wheel, tmp_path):
 def test_the_console_script_says_what_is_missing(python, tmp_path):
     """Without the extra [train] its help is there, and one line says what to install."""
     script = python.parent / "adaptive-ts"
-    assert _run([script, "--version"], tmp_path) == f"adaptive-ts {adaptive_ts.__version__}\n"
-    assert all(f"\n  {name} " in _run([script, "--help"], tmp_path) for name in COMMANDS)
-    assert "--num_images" in _run([script, "generate", "--help"], tmp_path)
+    assert (
+        run_outside([script, "--version"], tmp_path) == f"adaptive-ts {adaptive_ts.__version__}\n"
+    )
+    assert all(f"\n  {name} " in run_outside([script, "--help"], tmp_path) for name in COMMANDS)
+    assert "--num_images" in run_outside([script, "generate", "--help"], tmp_path)
     done = subprocess.run(
         [str(script), "train"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "train: tyro is not installed: pip install 'adaptive-ts[train]'\n"
+    assert (
+        done.stderr
+        == "adaptive-ts train: tyro is not installed: pip install 'adaptive-ts[train]'\n"
+    )
 
 
 def test_the_rows_are_found_from_an_empty_folder(wheel, tmp_path, run_data):
@@ -215,7 +178,7 @@ def test_the_rows_are_found_from_an_empty_folder(wheel, tmp_path, run_data):
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "adaptive_ts.experiment.main", "train"]
     options = ["--data.dir", str(run_data), "--train.steps", "2", "--model.channels", "4"]
-    options += ["--sampler.num_buckets", "4", "--schedule.num_timesteps", "20"]
+    options += ["--sampler.num_buckets", "4", "--schedule.num_timesteps", "50"]
     options += ["--generate.steps", "2", "--generate.num_images", "4", "--train.batch_size", "8"]
     done = subprocess.run(
         [*command, "digits", *options], cwd=tmp_path / "empty", env=env, capture_output=True,

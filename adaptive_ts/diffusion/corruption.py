@@ -93,7 +93,12 @@ def predicted_eps(
     eps; (x_t - alpha x0) / sigma; (sigma x_t + alpha v) / (alpha^2 + sigma^2), whose denominator
     is 1 where variance is preserved; (x_t + alpha flow) / (alpha + sigma).
 
-    Args: output, x_t: (b, ...); t: (b,); prediction: "eps", "x0", "v" or "flow".
+    Args:
+      schedule: the noise schedule.
+      prediction: "eps", "x0", "v" or "flow".
+      output, x_t: (b, ...).
+      t: (b,).
+
     Returns: (b, ...) at least float32.
     Raises: ValueError: an unknown prediction, or shapes that do not fit.
 

@@ -149,7 +149,9 @@ def vlb_terms(
     Gaussian likelihood at t = 0 instead (logistic-like tanh CDF, floor 1e-12, as in DDPM).
 
     Args:
-      x0, noise, eps_hat: (b, ...) float; t: (b,) int32 in [0, T).
+      schedule: on T timesteps, its last beta below 1.
+      x0, noise, eps_hat: (b, ...) float.
+      t: (b,) int32 in [0, T).
       variance: "fixed_large" or "fixed_small".
 
     Returns: (b,) at least float32, bits/dim.

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -16,7 +17,8 @@ class Parser(argparse.ArgumentParser):
     """argparse whose mistakes are `UserError`s, and whose options are never abbreviated."""
 
     def __init__(self, **options: Any):
-        super().__init__(**{"allow_abbrev": False, **options})
+        options.setdefault("allow_abbrev", False)
+        super().__init__(**options)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
@@ -64,8 +66,7 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
     A `UserError` becomes one line on stderr and its exit code; Ctrl-C one line and 130; a reader
     that went away (``train.py --help | head``) nothing. Everything else propagates.
     """
-    name = Path(sys.argv[0]).name
-    with contextlib.suppress(AttributeError):  # a log file shows a line when it is said
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a log file shows a line when it is said
         sys.stdout.reconfigure(line_buffering=True)
     try:
         try:
@@ -74,13 +75,18 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
             code = stop.code
         sys.stdout.flush()
     except UserError as error:
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{_program()}: {' '.join(str(error).split())}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
-        print(f"\n{name}: interrupted", file=sys.stderr)
+        print(f"\n{_program()}: interrupted", file=sys.stderr)
         code = 128 + signal.SIGINT
     except BrokenPipeError:
         # The interpreter flushes stdout once more as it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
     sys.exit(code)
+
+
+def _program() -> str:
+    """Its name as it was called, which `main` may have made clearer."""
+    return Path(sys.argv[0]).name

@@ -192,7 +192,7 @@ def progress(
 def _lines(total, initial, interval, log, format_meter) -> Progress:
     shape = "step {n}/{total}{postfix}, {rate_fmt}, {elapsed} elapsed, {remaining} left"
     began = time.monotonic()
-    last = {"step": initial, "time": began, "loss": None}
+    last: dict[str, Any] = {"step": initial, "time": began, "loss": None}
 
     def update(step: int, loss: float | None = None) -> None:
         now = time.monotonic()

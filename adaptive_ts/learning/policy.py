@@ -1,7 +1,7 @@
 """The policy: an image in, a Beta distribution over (0, 1) out; and that distribution's maths."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -106,7 +106,9 @@ def conv_beta_policy(
         return module.init(key, jnp.zeros((1, *shape[1:]), jnp.float32))["params"]
 
     def apply(params: Params, batch: Batch) -> tuple[PerExample, PerExample]:
-        return module.apply({"params": params}, _check_images(image(batch)).astype(jnp.float32))
+        x = _check_images(image(batch)).astype(jnp.float32)
+        found: Any = module.apply({"params": params}, x)  # flax knows not what a module returns
+        return found
 
     return Policy(init, apply)
 

@@ -1,6 +1,7 @@
 """What one optimizer step buys, by timestep: by differences of losses, or by forward mode."""
 
 from collections.abc import Callable
+from typing import TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from adaptive_ts import collectives
 from adaptive_ts.types import (
     AxisName,
     Batch,
+    IndexedLossFn,
     Key,
     LossFn,
     Metrics,
@@ -334,7 +336,7 @@ def _per_example(losses: PerExample, size: int) -> PerExample:
     return losses
 
 
-def _is_indexed(loss_fn: LossFn) -> bool:
+def _is_indexed(loss_fn: LossFn) -> TypeGuard[IndexedLossFn]:
     """Whether the loss folds its key by explicit example indices, as this library's losses do."""
     return hasattr(loss_fn, "at")
 

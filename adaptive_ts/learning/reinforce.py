@@ -150,7 +150,7 @@ def in_parts(
         gradient(jnp.zeros_like(reward), entropy_coef),
     ]
 
-    def combine(*grads: jax.Array) -> jax.Array:
+    def combine(*grads: jax.Array) -> jax.Array | int:
         return sum(factor * grad for factor, grad in zip(factors, grads, strict=True))
 
     return jax.tree.map(combine, *(grads for grads, _ in found)), found[0][1]

@@ -57,8 +57,8 @@ class _Options(NamedTuple):
     history: int
     entropy_coef: float
     common_noise: bool
-    entropy: str
-    reduce: str
+    entropy: Literal["bonus", "in_reward"]
+    reduce: Literal["mean", "sum"]
     normalize_reward: bool
     lagged_selection: bool
     relative: bool
@@ -104,38 +104,34 @@ def adaptive(
     paper's is `vlb_loss`), ``params`` and ``new_params``. Its extra ``probe=True/False`` decides
     at trace time whether this step probes, in place of the counter inside ``lax.cond``.
 
+    The paper's text and its published code differ; each difference is an option, and
+    ``docs/concepts/adaptive.md`` says which value is whose.
+
     Args:
       grid: the time grid.
       policy: such as `conv_beta_policy`.
-      optimizer: the policy's. The paper's code: ``optax.chain(optax.clip_by_global_norm(1.0),
-        optax.adam(1e-2))``.
+      optimizer: the policy's.
       every: f_S, optimizer steps from one probe to the next.
       num_selected: |S|.
       history: |Q|, rows in the queue of profiles.
       entropy_coef: weight of the entropy bonus, in units of the (normalised) reward.
-      common_noise: the same noise before and after the step. The published code: False.
-      entropy: ``"bonus"``, or ``"in_reward"`` as in the published code, where the bonus is a part
-        of the reward and nearly vanishes for a policy that is nearly uniform.
-      reduce: ``"mean"`` over S (the paper's Eq. 14), or ``"sum"`` (its code).
-      normalize_reward: subtract the reward's running mean, divide by its running standard
-        deviation. The published code: False.
-      lagged_selection: as in the published code: reward by the S of the previous probe, S starts
-        at the first timesteps, and two rows suffice for a selection.
+      common_noise: the same noise before and after the step.
+      entropy: a plain ``"bonus"``, or ``"in_reward"``: a part of the reward.
+      reduce: ``"mean"`` or ``"sum"`` of the decreases over S.
+      normalize_reward: by its running mean and standard deviation.
+      lagged_selection: reward by the S of the previous probe.
       relative: probe log L instead of L.
-      num_buckets: into how many equal strata of u the probe cuts the grid; at most T of them.
-        The published code: T.
+      num_buckets: equal strata of u that a profile covers; at most T of them.
       jitter: draw the timestep of each stratum instead of taking its midpoint.
       chunk: buckets of a profile that a device evaluates at once; None for all.
       axis_name: the mapped axis inside ``shard_map`` or ``pmap``.
-      bucket_sharding: in global view, how the batch's leading axis is split: lets the devices
-        share the axis of buckets of a profile in the same way, and do the rest for their own
-        examples. Left to itself, the compiler has each device do most of a probe.
+      bucket_sharding: in global view, how the batch's leading axis is split: the devices share
+        the buckets of a profile in the same way.
 
     Returns:
       A `TimestepSampler` whose state is an `AdaptiveState`. Metrics: ``probed`` (1 where this
       step probed), and of the last probe ``reward_mean``, ``reward_std``, ``alpha_mean``,
-      ``beta_mean``, ``entropy`` and ``nonfinite`` (rewards and profiles that were not finite;
-      they are left out).
+      ``beta_mean``, ``entropy`` and ``nonfinite`` (rewards and profiles left out for it).
 
     Raises:
       ValueError: an option out of its range.

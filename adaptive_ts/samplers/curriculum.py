@@ -103,6 +103,7 @@ def curriculum(
             kind=kind,
             num_timesteps=T,
         )
+        assert T is not None  # checked just above
         spike = np.arange(T) == min(round(mean * T), T - 1)
         height = 1 / (T * math.sqrt(2 * math.pi))
         return _mixture(grid, tabulated_law(grid, spike), _passage(steps, height), axis_name)

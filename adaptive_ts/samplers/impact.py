@@ -94,11 +94,7 @@ def impact(
     """Draws timesteps by how much a step on their loss would lower an objective over all of them.
 
     The objective is J_kappa = sum over buckets b of L_b^kappa / kappa, with L_b the mean of
-    ``objective`` (a per-example loss) in bucket b of t; kappa = 0 is its limit, sum of log L_b:
-
-    * eps-MSE: ``objective=None`` (the extra ``loss_fn`` itself), kappa = 1;
-    * VLB: ``objective=vlb_loss(...)``, kappa = 1;
-    * relative decrease: kappa = 0, where each bucket counts by its percentage.
+    ``objective`` (a per-example loss) in bucket b of t; kappa = 0 is its limit, sum of log L_b.
 
     Every ``every``-th optimizer step, with l_t the extra ``loss_fn``, ``update`` the model's own
     optimizer and g = grad J from one stratified batch:
@@ -106,13 +102,12 @@ def impact(
     1. impact_b = -<grad l_b, update(g) - update(0)>, for all buckets in one forward-mode pass
        (`forward_impact`), on fresh examples and noise;
     2. impact / (mean_b |impact_b| + tiny) joins an exponential average;
-    3. p_b = (1 - uniform_prob) softmax(average_b / temperature) + uniform_prob / n: the maximum
-       of sum_b p_b average_b + temperature H(p), mixed with uniform.
+    3. p_b = (1 - uniform_prob) softmax(average_b / temperature) + uniform_prob / n.
 
     All weights are 1: the shift of the training loss is intended (`importance_weighted` undoes
     it). ``update`` needs the extras ``key``, ``batch``, ``loss_fn``, ``params`` and ``opt_state``
-    (both from before the step). Its extra ``probe=True/False`` decides at trace time whether
-    this step probes, in place of the counter inside ``lax.cond``.
+    (both from before the step), and takes ``probe`` as `adaptive` does. Why the options are what
+    they are: ``docs/concepts/adaptive.md``.
 
     Args:
       grid: the time grid.
@@ -123,14 +118,12 @@ def impact(
       every: f_S, optimizer steps from one probe to the next.
       num_buckets: n, equal strata of u; at most T of them.
       num_examples: examples of the batch on which a bucket's impact is measured.
-      temperature: of the softmax, in units of the mean absolute impact. At 1 the likelihood gains
-        more, and images lose: steps at middling noise, which they need, are drawn too rarely.
+      temperature: of the softmax, in units of the mean absolute impact.
       uniform_prob: probability of a uniform draw.
       decay: of the averages, per probe.
       smooth: neighbouring buckets (an odd number, at most n are used) that the impact is averaged
-        over: left to itself, one bucket at the lowest noise takes most draws. 1 for none.
-      fit: ``"free"``, or ``"beta"``: the Beta distribution over u with the mean and variance of
-        the softmax.
+        over; 1 for none.
+      fit: ``"free"``, or ``"beta"``: the Beta distribution with the softmax's mean and variance.
       jitter: draw each bucket's timestep instead of taking its midpoint.
       chunk: buckets that a device evaluates at once; None for all.
       coupling: of the draws of a batch, as in `unit_draws`.
@@ -156,8 +149,8 @@ def impact(
       >>> print(sampler.sample(jax.random.key(1), state, batch).t.shape)
       (4,)
 
-    Source: this library's own (docs in ``probe.forward_impact``); the reward it takes the place
-    of: Kim et al., CVPR 2025 (arXiv 2411.09998), Eq. 14.
+    Source: this library's own (`forward_impact`); the reward it takes the place of:
+    Kim et al., CVPR 2025 (arXiv 2411.09998), Eq. 14.
     """
     options = _Options(
         objective=objective,

@@ -27,17 +27,17 @@ from adaptive_ts.timesteps.laws import (
     truncated,
 )
 from adaptive_ts.timesteps.tables import check_schedule
-from adaptive_ts.types import AxisName, PerBucket, PerExample, TimestepSampler
+from adaptive_ts.types import AxisName, PerExample, TimestepSampler
 
 _MIN_MASS = 1e-6
 
 
-def _laplace_cdf(z: np.ndarray) -> np.ndarray:
+def _laplace_cdf(z: np.ndarray | float) -> np.ndarray:
     tail = np.exp(-np.abs(z)) / 2
     return np.where(z < 0, tail, 1 - tail)
 
 
-def _sech_cdf(z: np.ndarray) -> np.ndarray:
+def _sech_cdf(z: np.ndarray | float) -> np.ndarray:
     with np.errstate(over="ignore"):
         return 2 / math.pi * np.arctan(np.exp(z / 2))
 
@@ -350,7 +350,7 @@ def _log_snr_law(
     return Law(draw, log_density)
 
 
-def _log_snr_edges(schedule: NoiseSchedule, nearest_sigma: bool) -> PerBucket:
+def _log_snr_edges(schedule: NoiseSchedule, nearest_sigma: bool) -> np.ndarray:
     """(T + 1,) float64, falling: a log-SNR between edges t and t + 1 goes to timestep t."""
     log_abar = log_alphas_bar(discrete_betas(schedule))
     log_snr = np.clip(log_abar - np.log(-np.expm1(log_abar)), -MAX_LOG_SNR, MAX_LOG_SNR)

@@ -131,6 +131,7 @@ def _published(
     grid: TimeGrid, schedule: NoiseSchedule, tau: float, k: float, axis_name: AxisName
 ) -> TimestepSampler:
     T, m = grid.num_timesteps, mirror_timestep(schedule)
+    assert T is not None  # `speed` has checked
     p = np.where(np.arange(T) < round(tau * T), k, 1.0)
     p /= p.sum()
     mirrored = np.bincount(np.abs(m - np.arange(T)), p, minlength=T)

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
 from adaptive_ts.timesteps.draws import Coupling
@@ -17,7 +18,7 @@ from adaptive_ts.timesteps.laws import (
     uniform_law,
     unit_law,
 )
-from adaptive_ts.types import AxisName, PerBucket, PerExample, TimestepSampler
+from adaptive_ts.types import AxisName, PerExample, TimestepSampler
 
 
 def uniform(
@@ -71,7 +72,7 @@ def uniform(
 
 def from_probabilities(
     grid: TimeGrid,
-    probabilities: PerBucket,
+    probabilities: ArrayLike,
     *,
     coupling: Coupling = "independent",
     axis_name: AxisName = None,

@@ -183,7 +183,9 @@ def loss_proportional(
         raise ValueError(f"gamma must be finite and at least 0, got {gamma}; 0 is uniform")
 
     def weighted(t: PerExample, losses: PerExample) -> PerExample:
-        return losses if weighting is None else losses * weighting(schedule.log_snr(t))
+        if weighting is None or schedule is None:
+            return losses
+        return losses * weighting(schedule.log_snr(t))
 
     return _proportional(
         grid, strata_of(grid, num_buckets), weighted, float(gamma), decay, uniform_prob,
@@ -295,7 +297,7 @@ def _log_snr_widths(grid: TimeGrid, schedule: NoiseSchedule, cells: Strata) -> n
     with jax.ensure_compile_time_eval():
         if grid.num_timesteps is None:
             u = np.linspace(0, 1, cells.num + 1, dtype=np.float32)
-            log_snr = np.asarray(schedule.log_snr(grid.to_t(u)), np.float64)
+            log_snr = np.asarray(schedule.log_snr(grid.to_t(jnp.asarray(u))), np.float64)
             return np.abs(np.diff(log_snr)).astype(np.float32)
         t = jnp.arange(grid.num_timesteps, dtype=jnp.int32)
         log_snr = np.asarray(schedule.log_snr(t), np.float64)

@@ -201,36 +201,41 @@ def with_density_of(sampler: TimestepSampler, other: TimestepSampler) -> Timeste
             f"both samplers need the same grid, got timesteps and buckets {sizes[0]} and {sizes[1]}"
         )
     base, own = sampler.sample, getattr(other.sample, "weigh", None)
+    inner = base.weigh if isinstance(base, GridSample) else None
 
     def init(key: Key, batch: Batch) -> State:
         keys = jax.random.split(key)
         return sampler.init(keys[0], batch), other.init(keys[1], batch)
 
-    def factor(state: State, drawn: TimestepSample, batch: Batch) -> PerExample:
-        density = jnp.exp(jax.lax.stop_gradient(other.log_density(state[1], drawn, batch)))
-        return density if own is None else density * own(state[1], drawn, batch)
+    def factor(state: State, sample: TimestepSample, batch: Batch) -> PerExample:
+        density = jnp.exp(jax.lax.stop_gradient(other.log_density(state[1], sample, batch)))
+        return density if own is None else density * own(state[1], sample, batch)
 
-    def weigh(state: State, drawn: TimestepSample, batch: Batch) -> PerExample:
-        weight = factor(state, drawn, batch)
-        return weight if base.weigh is None else weight * base.weigh(state[0], drawn, batch)
+    def weigh(state: State, sample: TimestepSample, batch: Batch) -> PerExample:
+        weight = factor(state, sample, batch)
+        return weight if inner is None else weight * inner(state[0], sample, batch)
 
     def sample(key: Key, state: State, batch: Batch) -> TimestepSample:
         drawn = base(key, state[0], batch)
         return drawn._replace(weight=drawn.weight * factor(state, drawn, batch))
 
-    def log_density(state: State, drawn: TimestepSample, batch: Batch) -> PerExample:
-        return sampler.log_density(state[0], drawn, batch)
+    def log_density(state: State, sample: TimestepSample, batch: Batch) -> PerExample:
+        return sampler.log_density(state[0], sample, batch)
 
     def update(
-        state: State, drawn: TimestepSample, losses: PerExample, **extra: Any
+        state: State, sample: TimestepSample, losses: PerExample, **extra: Any
     ) -> tuple[State, Metrics]:
-        first, metrics = sampler.update(state[0], drawn, losses, **extra)
-        second, _ = other.update(state[1], drawn, losses, **extra)
+        first, metrics = sampler.update(state[0], sample, losses, **extra)
+        second, _ = other.update(state[1], sample, losses, **extra)
         return (first, second), metrics
 
     if isinstance(base, GridSample):
+
+        def draw(key: Key, state: State, batch: Batch) -> TimestepSample:
+            return base.draw(key, state[0], batch)
+
         proposal = None if base.proposal is None else log_density
-        sample = GridSample(base.grid, lambda k, s, b: base.draw(k, s[0], b), weigh, proposal)
+        sample = GridSample(base.grid, draw, weigh, proposal)
     return TimestepSampler(init, sample, log_density, update)
 
 
@@ -253,8 +258,11 @@ def _weighted(sampler: TimestepSampler, weigh: LogDensityFn) -> TimestepSampler:
 
         return sampler._replace(sample=draw)
 
-    def both(state: State, sample: TimestepSample, batch: Batch) -> PerExample:
-        return base.weigh(state, sample, batch) * weigh(state, sample, batch)
+    inner = base.weigh
+    if inner is None:
+        return sampler._replace(sample=dataclasses.replace(base, weigh=weigh))
 
-    factor = weigh if base.weigh is None else both
-    return sampler._replace(sample=dataclasses.replace(base, weigh=factor))
+    def both(state: State, sample: TimestepSample, batch: Batch) -> PerExample:
+        return inner(state, sample, batch) * weigh(state, sample, batch)
+
+    return sampler._replace(sample=dataclasses.replace(base, weigh=both))

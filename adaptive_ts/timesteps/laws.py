@@ -51,7 +51,7 @@ class Symmetric(NamedTuple):
       log_pdf: (b,) -> (b,).
     """
 
-    cdf: Callable[[np.ndarray], np.ndarray]
+    cdf: Callable[[np.ndarray | float], np.ndarray]
     lower_quantile: Callable[[PerExample], PerExample]
     log_pdf: Callable[[PerExample], PerExample]
 
@@ -99,7 +99,7 @@ def table_sampler(
     grid: TimeGrid,
     init: InitFn,
     probabilities: Callable[[State], PerBucket],
-    update: UpdateFn,
+    update: UpdateFn[...],
     *,
     importance_weighted: bool = False,
     coupling: Coupling = "independent",
@@ -138,7 +138,7 @@ def uniform_law(grid: TimeGrid) -> Law:
     return Law(lambda v: (grid.to_t(v), v), grid.uniform_log_density)
 
 
-def tabulated_law(grid: TimeGrid, probabilities: PerBucket) -> Law:
+def tabulated_law(grid: TimeGrid, probabilities: np.ndarray) -> Law:
     """The law of a table: of the timesteps, or of n equal cells of u in continuous time.
 
     Args:
@@ -243,7 +243,7 @@ def truncated(base: Symmetric, loc: float, scale: float, lo: float, hi: float) -
     return Truncated(mass, quantile, lambda x: base.log_pdf((x - loc) / scale) - log_norm)
 
 
-def interval_mass(base: Symmetric, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
+def interval_mass(base: Symmetric, lo: np.ndarray | float, hi: np.ndarray | float) -> np.ndarray:
     """P(lo < Z < hi) in float64, from the nearer tail, so that small masses keep their digits."""
     lo, hi = np.asarray(lo, np.float64), np.asarray(hi, np.float64)
     mirror = lo > 0

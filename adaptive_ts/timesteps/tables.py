@@ -116,7 +116,7 @@ def strata_of(grid: TimeGrid, num: int) -> Strata:
         def jittered(key: Key) -> PerBucket:
             return strata(grid, num, key)
 
-        return Strata(num, grid.to_t(middle), jittered, share, to_stratum, lambda p: p)
+        return Strata(num, grid.to_t(jnp.asarray(middle)), jittered, share, to_stratum, lambda p: p)
     table = ((2 * np.arange(T) + 1) * num // (2 * T)).astype(np.int32)
     size = np.bincount(table)
     middle = (np.cumsum(size) - size + size // 2).astype(np.int32)
@@ -126,7 +126,7 @@ def strata_of(grid: TimeGrid, num: int) -> Strata:
         w = jax.random.uniform(key, (num,), jnp.float32)
         inside = jnp.floor(w * size.astype(np.float32)).astype(jnp.int32)
         first = (np.cumsum(size) - size).astype(np.int32)
-        return first + jnp.minimum(inside, (size - 1).astype(np.int32))
+        return jnp.add(first, jnp.minimum(inside, (size - 1).astype(np.int32)))
 
     return Strata(
         num,
@@ -149,6 +149,7 @@ def bucket_timesteps(grid: TimeGrid) -> PerBucket:
 def cell_edges(grid: TimeGrid) -> np.ndarray:
     """(T + 1,) float64 on the host: the draws u that map to t lie between edges t and t + 1."""
     T = grid.num_timesteps
+    assert T is not None, "continuous time has no cells"
     with jax.ensure_compile_time_eval():
         lo, hi = (np.asarray(x, np.float64) for x in grid.cell(jnp.arange(T, dtype=jnp.int32)))
     edges = np.append(lo, hi[-1])

@@ -4,7 +4,7 @@ Each is one objective, whatever the model predicts: ``prediction`` names the mod
 squared error, which the weight multiplies, and the weight is converted to it. An SNR of 0 or
 infinity gives the weight at a log-SNR of -40 or 40.
 
-Those that need the noise schedule are in ``weightings_scheduled``, and are names here too.
+Those that need the noise schedule are in ``scheduled``.
 """
 
 import math

@@ -123,7 +123,7 @@ def test_weights_of_any_checksum_are_read_without_running_them(bait, tmp_path, s
 def test_latents_of_a_stranger_are_refused(bait, tmp_path):
     for write in bait.forms(["latents", "labels"]).values():
         write(tmp_path / "a.npz")
-        command = ["decode", str(tmp_path / "a.npz"), str(tmp_path / "out")]
+        command = [str(tmp_path / "a.npz"), str(tmp_path / "out")]
         refused("no .npz file with latents", decode.main, command)
 
 

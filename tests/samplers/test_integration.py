@@ -1,4 +1,4 @@
-"""The seven lines of the README, as a user writes them: Flax linen, Flax NNX, one's own shard_map.
+"""The seven lines of README.md and docs/tutorial, as a user writes them: Linen, NNX, shard_map.
 
 Nothing of this package but the lines marked (1) to (7): the noise schedule, the model and the
 loss, with a plain ``jax.random.normal(key, x.shape)``, are the user's.

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -118,13 +118,15 @@ def _build(config: Config, mesh: Mesh) -> Built:
         return None if classes is None else batch["label"]
 
     def predict(params: Params, x: jax.Array, t: jax.Array, batch: Batch, key: Key) -> jax.Array:
-        return model.apply({"params": params}, x, t, label_of(batch))
+        output: Any = model.apply({"params": params}, x, t, label_of(batch))
+        return output
 
     def predict_with_dropout(
         params: Params, x: jax.Array, t: jax.Array, batch: Batch, key: Key
     ) -> jax.Array:
         label, rngs = label_of(batch), {"dropout": key}
-        return model.apply({"params": params}, x, t, label, train=True, rngs=rngs)
+        output: Any = model.apply({"params": params}, x, t, label, train=True, rngs=rngs)
+        return output
 
     def predict_eps(
         params: Params, x: jax.Array, t: jax.Array, batch: Batch, key: Key
@@ -134,7 +136,7 @@ def _build(config: Config, mesh: Mesh) -> Built:
     def eps_fn(
         params: Params, x: jax.Array, t: jax.Array, label: jax.Array | None = None
     ) -> jax.Array:
-        output = model.apply({"params": params}, x, t, label)
+        output: Any = model.apply({"params": params}, x, t, label)
         return diffusion.predicted_eps(schedule, kind, output, x, t)
 
     def init_params(key: Key, batch: Batch) -> Params:

@@ -59,7 +59,8 @@ def make_init(
 def final_keys(seed: int) -> tuple[Key, Key]:
     """What a run of this seed measures its bound with at its end, and makes its images from."""
     _, key = jax.random.split(jax.random.key(seed))
-    return tuple(jax.random.split(jax.random.fold_in(key, 2**31 - 1)))
+    of_bound, of_images = jax.random.split(jax.random.fold_in(key, 2**31 - 1))
+    return of_bound, of_images
 
 
 def abstract(init: Callable[[Key], TrainState], key: Key, mesh: Mesh) -> TrainState:

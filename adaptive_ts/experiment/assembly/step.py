@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.stages import Wrapped
 
 from adaptive_ts.density import relative_density
 from adaptive_ts.experiment.assembly.state import LOSS_BUCKETS, TrainState, shardings
@@ -15,6 +16,7 @@ from adaptive_ts.learning.statistics import LossStatistics, update_statistics
 from adaptive_ts.timesteps.grid import TimeGrid, strata
 from adaptive_ts.types import (
     Batch,
+    IndexedLossFn,
     Key,
     LossFn,
     Metrics,
@@ -67,7 +69,7 @@ class StepParts(NamedTuple):
 
     sampler: TimestepSampler
     grid: TimeGrid
-    loss_fn: LossFn
+    loss_fn: IndexedLossFn
     probe_loss_fn: LossFn
     optimizer: optax.GradientTransformation
     ema_decay: float
@@ -77,7 +79,7 @@ class StepParts(NamedTuple):
     skip: bool = False
 
 
-def make_step(parts: StepParts, *, probe: bool | None, state: TrainState | None = None) -> StepFn:
+def make_step(parts: StepParts, *, probe: bool | None, state: TrainState | None = None) -> Wrapped:
     """(state, batch as it is stored, key) -> (state, metrics), jitted; the state is donated.
 
     Args:

@@ -59,7 +59,7 @@ def checksums(tree: PyTree, *, on_device: bool | None = None) -> dict[str, int]:
     sums = jax.device_get(sums)
     if not all(d or _is_here(x) for d, x in zip(device, raw, strict=True)):
         parts = multihost_utils.process_allgather(np.asarray(sums, np.uint32))
-        shared = np.sum(parts, axis=0, dtype=np.uint32)
+        shared = np.asarray(np.sum(parts, axis=0, dtype=np.uint32))
         kept = [d or _is_here(x) for d, x in zip(device, raw, strict=True)]
         sums = [own if k else whole for own, whole, k in zip(sums, shared, kept, strict=True)]
     return {jax.tree_util.keystr(p): int(s) for (p, _), s in zip(leaves, sums, strict=True)}

@@ -201,16 +201,17 @@ def _host_problems(hosts: HostsConfig) -> list[str]:
             f"{', '.join(given)}: not enough: give --hosts.coordinator, --hosts.num_processes and "
             "--hosts.process_id together, or --hosts.auto True"
         ]
-    if not given:
+    coordinator, number, size = hosts.coordinator, hosts.process_id, hosts.num_processes
+    if coordinator is None or number is None or size is None:  # none of the three is given
         return []
     problems = []
-    host, _, port = hosts.coordinator.rpartition(":")
+    host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit():
-        problems.append(f"--hosts.coordinator: {hosts.coordinator!r} is not HOST:PORT")
-    if hosts.process_id >= hosts.num_processes:
+        problems.append(f"--hosts.coordinator: {coordinator!r} is not HOST:PORT")
+    if number >= size:
         problems.append(
-            f"--hosts.process_id: {hosts.process_id} is out of range: must be in "
-            f"0..{hosts.num_processes - 1} (--hosts.num_processes)"
+            f"--hosts.process_id: {number} is out of range: must be in "
+            f"0..{size - 1} (--hosts.num_processes)"
         )
     return problems
 

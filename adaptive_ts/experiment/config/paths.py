@@ -11,7 +11,7 @@ def leaf_types(cls: type) -> dict[str, Any]:
     """Every field's path and type, in order: ``{"seed": int, ..., "train.steps": int}``."""
     found: dict[str, Any] = {}
     for f in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(f.type):
+        if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
             found |= {f"{f.name}.{path}": kind for path, kind in leaf_types(f.type).items()}
         else:
             found[f.name] = f.type
@@ -32,7 +32,8 @@ def leaves(node: Any) -> dict[str, Any]:
 
 def flatten(nested: Mapping[str, Any], cls: type) -> dict[str, Any]:
     """The same of nested dicts; what ``cls`` has no group for is kept as it is."""
-    groups = {f.name: f.type for f in dataclasses.fields(cls) if dataclasses.is_dataclass(f.type)}
+    types_of = {f.name: f.type for f in dataclasses.fields(cls) if isinstance(f.type, type)}
+    groups = {name: kind for name, kind in types_of.items() if dataclasses.is_dataclass(kind)}
     found: dict[str, Any] = {}
     for name, value in nested.items():
         if name in groups and isinstance(value, Mapping):

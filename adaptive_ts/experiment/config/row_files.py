@@ -79,6 +79,7 @@ def _load_files(paths: list[Path]) -> dict[str, Row]:
 
 def _load_file(path: Path) -> dict[str, Config]:
     spec = importlib.util.spec_from_file_location(f"adaptive_ts_configs_{path.stem}", path)
+    assert spec is not None and spec.loader is not None  # as of all files named *.py
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -115,7 +115,7 @@ def _line(*cells: str) -> str:
     return f"{head}{flops:>10}{accessed:>13}{temp:>10}  {messages}"
 
 
-def _numbers(cost: Cost) -> tuple[str, str, str]:
+def _numbers(cost: Cost) -> tuple[str, ...]:
     mega = (f"{size / 1e6:,.1f}" for size in (cost.bytes_accessed, cost.temp_bytes))
     return f"{cost.flops / 1e9:,.4g}", *mega
 

@@ -137,7 +137,7 @@ def flops_per_image(plan: Plan, mesh: Mesh, image: jax.ShapeDtypeStruct) -> floa
     built, key = build(plan.config_of("uniform", "float32", size), mesh), jax.random.key(0)
     _, state = first_state(built, (size, *image.shape), key, mesh)
     batch = put_images(make_pixels(image, size), mesh)
-    cost = make_step(built.parts, probe=None).lower(state, batch, key).cost_analysis()
+    cost: Any = make_step(built.parts, probe=None).lower(state, batch, key).cost_analysis()
     return float(cost["flops"]) / size
 
 
@@ -199,7 +199,8 @@ def make_turns(
 
 def trace(turns: Mapping[Entry, Turn], folder: Path, progress: Progress) -> None:
     """A profile of one step of each that trains, in ``folder/LABEL`` (and with a probe, if any)."""
-    trainers = {entry: turn for entry, turn in turns.items() if entry.kind == "train"}
+    trainable = Trainer | torch_trainer.TorchTrainer
+    trainers = {entry: turn for entry, turn in turns.items() if isinstance(turn, trainable)}
     with progress(len(trainers), "profiling") as tell:
         for entry, turn in trainers.items():
             for variant, step in turn.variants().items():
@@ -234,6 +235,7 @@ def _functions(
     built, c = build(config, mesh), config.generate
     eps_fn = built.eps_fn
     if c.guidance != 1:
+        assert built.num_classes is not None  # the config's check has seen to it
         eps_fn = guided(eps_fn, c.guidance, built.num_classes)
     options = {"solver": c.solver, "steps": c.steps, "eta": c.eta}
     variance = config.model.variance
@@ -245,7 +247,8 @@ def _rows(size: int, plan: Plan, mesh: Mesh) -> tuple[jax.Array, ...]:
     """Index and, for a model that is told classes, label of each image."""
     index = np.arange(size, dtype=np.int32)
     classes = plan.config.model.transformer.num_classes
-    rows = (index,) if classes is None else (index, label_cycle(classes)[index % classes])
+    cycle = label_cycle(classes)
+    rows = (index,) if cycle is None else (index, cycle[index % len(cycle)])
     return sharding.put_whole(rows, mesh)
 
 

@@ -94,7 +94,7 @@ def count_collectives(text: str) -> Collectives:
         _turns(step)
         for steps in computations.values()
         for step in steps
-        if step.opcode == "while" and arithmetic(_BODY.search(step.rest)[1])
+        if step.opcode == "while" and (body := _BODY.search(step.rest)) and arithmetic(body[1])
     )
     devices = math.prod(int(n) for n in _DEVICES.findall(text.partition("\n")[0]))
     found = totals(entry) if devices > 1 else Counter()

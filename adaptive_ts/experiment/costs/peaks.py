@@ -72,7 +72,7 @@ def arithmetic(
         return dtype
     if precision in _FULL:
         return "float32"
-    if precision not in _REDUCED:
+    if precision is not None and precision not in _REDUCED:
         return precision
     if platform == "tpu":
         return "bfloat16" if precision in (None, "default", "fastest") else precision

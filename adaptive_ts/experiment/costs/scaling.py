@@ -3,8 +3,10 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from adaptive_ts.experiment.assembly.build import build, first_state
@@ -53,8 +55,8 @@ def _steps(config: Config, mesh: jax.sharding.Mesh, image: jax.ShapeDtypeStruct)
     config = replace(config, {"train.steps": built.probe_every or 1})
     key = jax.eval_shape(jax.random.key, 0)
     init, state = first_state(built, (config.train.batch_size, *image.shape), key, mesh)
-    images = jax.ShapeDtypeStruct((config.train.batch_size, *image.shape), image.dtype)
-    dataset = Dataset(config.data.name, images, None, 1, "")
+    images: Any = jax.ShapeDtypeStruct((config.train.batch_size, *image.shape), image.dtype)
+    dataset = Dataset(config.data.name, images, np.zeros(0, np.int32), 1, "")
     plan = Plan("", config, Path(), mesh, built, dataset, key, key, init, state, print)
     jobs = make_jobs(plan, 0)
     return {variant: jobs[variant] for variant in (None, False, True) if variant in jobs}

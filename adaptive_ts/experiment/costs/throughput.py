@@ -106,7 +106,8 @@ def measure(
 
 def _arithmetic(plan: Plan, mesh: Mesh) -> dict[str, str]:
     device = mesh.devices.flat[0]
-    precision = jax.config.jax_default_matmul_precision
+    # JAX sets the attributes of its options at run time.
+    precision = jax.config.jax_default_matmul_precision  # pyrefly: ignore[missing-attribute]
     capability = getattr(device, "compute_capability", None)
     return {
         dtype: arithmetic(dtype, device.platform, precision=precision, capability=capability)

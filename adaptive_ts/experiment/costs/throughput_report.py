@@ -142,7 +142,7 @@ def _best_line(trained: Sequence[Mapping[str, Any]], dtype: str) -> str | None:
     }
     if len(found) < 2:
         return None
-    best = max(found, key=found.get)
+    best = max(found, key=found.__getitem__)
     return f"  best batch of uniform, {dtype}: {best}, {_short(found[best])} images/s"
 
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from adaptive_ts.diffusion.corruption import corrupt, prediction_target
 from adaptive_ts.experiment.config.groups import Config
-from adaptive_ts.experiment.config.methods import SCHEDULES
+from adaptive_ts.experiment.config.methods import make_schedule
 from adaptive_ts.experiment.costs.race import CannotRunError
 from adaptive_ts.experiment.errors import UserError, one_line
 
@@ -189,7 +189,7 @@ def _device(mesh: Mesh) -> str:
 def coefficients(config: Config) -> tuple[np.ndarray, ...]:
     """(T,) each: x_t = a x_0 + b eps, and the target c x_0 + d eps, by timestep."""
     c = config.schedule
-    schedule, t = SCHEDULES[c.name](c.num_timesteps, c.rescale), jnp.arange(c.num_timesteps)
+    schedule, t = make_schedule(config), jnp.arange(c.num_timesteps)
     one, none = jnp.ones((c.num_timesteps, 1)), jnp.zeros((c.num_timesteps, 1))
     found = []
     for x0, noise in ((one, none), (none, one)):

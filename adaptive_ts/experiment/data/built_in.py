@@ -49,7 +49,7 @@ class Recipe(NamedTuple):
     """
 
     name: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: Sequence[str] | int | None
     read: Callable[[Download], Mapping[str, Iterable[Record]]]
     dtype: Any = np.uint8
@@ -167,7 +167,7 @@ def cifar10(source_dir: str | None = None) -> Recipe:
             with tarfile.open(path) as tar:
                 members = {os.path.basename(m.name): m for m in tar if m.isfile()}
                 for split, names in wanted.items():
-                    raw = b"".join(tar.extractfile(members[n]).read() for n in names)
+                    raw = b"".join(f.read() for n in names if (f := tar.extractfile(members[n])))
                     rows[split] = np.frombuffer(raw, np.uint8).reshape(-1, 3073)
         except (tarfile.TarError, EOFError, OSError, KeyError, ValueError) as e:
             raise UserError(f"{path} is not CIFAR-10's binary archive ({one_line(e)})") from e

@@ -30,7 +30,7 @@ class Records:
         dtype: of the images.
     """
 
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, ...]
     read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     dtype: np.dtype = _PIXELS
 
@@ -125,8 +125,9 @@ def _with_channel(images: np.ndarray, name: str) -> np.ndarray:
 def fingerprint(images: np.ndarray, labels: np.ndarray) -> str:
     """16 hex digits over all images and labels."""
     digest = hashlib.sha256(repr(images.shape).encode())
-    digest.update(np.ascontiguousarray(images))
-    digest.update(np.ascontiguousarray(labels))
+    for array in (images, labels):
+        # NumPy's types tell of its buffers from Python 3.12 on; the .data of bfloat16 is refused.
+        digest.update(np.ascontiguousarray(array))  # pyrefly: ignore[bad-argument-type]
     return digest.hexdigest()[:16]
 
 
@@ -247,7 +248,7 @@ def _only_pixels(images: np.ndarray | Records, name: str, option: str) -> None:
 
 def _each(
     images: np.ndarray | Records,
-    shape: tuple[int, int, int, int],
+    shape: tuple[int, ...],
     change: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray | Records:
     if isinstance(images, np.ndarray):
@@ -280,7 +281,9 @@ def read_cache(path: Path, name: str, size: int, log: Log) -> Dataset | None:
 def write_cache(path: Path, dataset: Dataset, log: Log) -> None:
     """Writes beside the records, whole or not at all; without write permission just says so."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    arrays = {key: np.asarray(value) for key, value in dataset._asdict().items() if key != "name"}
+    arrays: dict[str, Any] = {
+        key: np.asarray(value) for key, value in dataset._asdict().items() if key != "name"
+    }
     try:
         with temporary.open("wb") as file:
             np.savez(file, **arrays)

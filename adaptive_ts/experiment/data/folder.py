@@ -30,7 +30,8 @@ _ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF
 _HELD_OUT = 50
 _AT_ONCE = 256
 
-_In, _Out = TypeVar("_In"), TypeVar("_Out")
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 
 class Listing(NamedTuple):
@@ -150,7 +151,7 @@ def read_image(path: Path, image_size: int | None, *, grey: bool = False) -> np.
 
     try:
         with _pil().open(path) as file:
-            image = ImageOps.exif_transpose(file)
+            image: Any = ImageOps.exif_transpose(file)
             if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip them
                 levels = np.rint(np.asarray(image, np.float64) / 257).clip(0, 255)
                 image = _pil().fromarray(levels.astype(np.uint8))

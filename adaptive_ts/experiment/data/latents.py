@@ -235,7 +235,7 @@ def decode_file(
             np.lib.format.write_array_header_1_0(array, head)
             for start in range(0, count, batch_size):
                 images = loaded.decode(latents[start : start + batch_size].astype(np.float32))
-                array.write(np.ascontiguousarray(images))
+                array.write(np.ascontiguousarray(images).data)
                 grid += list(images) if len(grid) < _IN_GRID else []
                 bar.update(len(images))
         if labels is not None:

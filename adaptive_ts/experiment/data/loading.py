@@ -87,7 +87,7 @@ def load(
     stored, kept = _locate(name, split, record_files.split_sizes(folder))
     cache = folder / f"decoded-{split}.npz"
     dataset = read_cache(cache, name, len(kept), log)
-    if dataset is None or dataset.images.nbytes > ram_limit:
+    if dataset is None or isinstance(dataset.images, Records) or dataset.images.nbytes > ram_limit:
         records, classes = _open(name, folder, stored, kept)
         if np.prod(records.shape, dtype=np.int64) * records.dtype.itemsize > ram_limit:
             mark = _mark(split, records, folder)

@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from adaptive_ts.diffusion.losses import ExampleLoss
 from adaptive_ts.learning.probe import optimizer_response
-from adaptive_ts.types import Batch, Key, Params, PerBucket
+from adaptive_ts.types import Batch, IndexedLossFn, Key, Params, PerBucket
 
 _EXAMPLES_AT_ONCE = 16
 
@@ -25,7 +25,7 @@ class GradientNoise(NamedTuple):
 
 
 def gradient_noise(
-    loss_fn: ExampleLoss,
+    loss_fn: IndexedLossFn,
     params: Params,
     batch: Batch,
     timesteps: PerBucket,
@@ -69,7 +69,8 @@ def gradient_noise(
 
     def at(t: jax.Array) -> tuple[jax.Array, jax.Array]:
         # Shifted by the first example's gradient, so that the difference below doesn't cancel.
-        first = gradient(*jax.tree.map(lambda x: x[0, 0], chunks), t)
+        example, number = jax.tree.map(lambda x: x[0, 0], chunks)
+        first = gradient(example, number, t)
 
         def add(sums: tuple[Params, jax.Array], rows: tuple[Batch, jax.Array]):
             grads = jax.vmap(gradient, (0, 0, None))(*rows, t)
@@ -88,13 +89,13 @@ def gradient_noise(
 
 
 def step_effects(
-    loss_fn: ExampleLoss,
+    loss_fn: IndexedLossFn,
     optimizer: optax.GradientTransformation,
     params: Params,
     opt_state: optax.OptState,
     batch: Batch,
     held_out: Batch,
-    timesteps: PerBucket,
+    timesteps: PerBucket | np.ndarray,
     key: Key,
     *,
     rows: PerBucket | None = None,
@@ -140,5 +141,5 @@ def step_effects(
     return jax.lax.map(effect, timesteps if rows is None else rows)
 
 
-def _square(tree: Params) -> jax.Array:
+def _square(tree: Params) -> jax.Array | int:
     return sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in jax.tree.leaves(tree))

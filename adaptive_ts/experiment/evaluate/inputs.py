@@ -114,7 +114,7 @@ def read_images(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
         raise UserError(f"--images: {path}: {error}") from error
     if len(images) < LEAST_IMAGES:
         raise UserError(f"--images: {path} holds {len(images)}: {LEAST_IMAGES} or more are needed")
-    digest = hashlib.sha256(np.ascontiguousarray(images)).hexdigest()[:16]
+    digest = hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()[:16]
     info = read_json(path.parent / "info.json")
     known = {k: v for k, v in info.items() if k != "run"} if isinstance(info, dict) else {}
     return images, {**known, "num_images": len(images), "file": str(path), "digest": digest}

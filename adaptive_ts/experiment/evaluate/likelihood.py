@@ -13,7 +13,7 @@ from adaptive_ts.experiment.assembly.build import Built
 from adaptive_ts.experiment.assembly.step import prepare
 from adaptive_ts.experiment.data.decoding import Dataset
 from adaptive_ts.experiment.devices import sharding
-from adaptive_ts.types import Batch, Key, LossFn, Params
+from adaptive_ts.types import Batch, IndexedLossFn, Key, Params
 
 _MAX_IMAGES = 256
 _STRATA = 24  # from each end of the time axis
@@ -98,11 +98,12 @@ def evaluate(
       max_images: the first of them that are used.
       tell: receives how many images are begun with.
     """
-    strata = geometric_strata(built.schedule.num_timesteps)
+    strata = geometric_strata(built.parts.grid.num_buckets)
     timesteps = jnp.asarray(strata.timesteps)
     count = min(dataset.images.shape[0], max_images)
     size = min(batch_size, count // mesh.size * mesh.size) or mesh.size
-    sums, seen = None, 0
+    sums: list[np.ndarray] = []
+    seen = 0
     sizes = jnp.asarray(strata.sizes, jnp.float32)
     run = jax.jit(lambda p, batch, index: _terms(built, p, batch, index, timesteps, sizes, key))
     for start in range(0, max(count - size, 0) + 1, size):
@@ -111,21 +112,20 @@ def evaluate(
         images, labels = dataset.rows(index % dataset.images.shape[0])
         batch = {"image": images, "label": labels}
         batch, index = sharding.put_whole((batch, index), mesh)
-        terms = run(params, prepare(batch, None), index)
-        terms = [np.asarray(x, np.float64) for x in terms]
-        sums = terms if sums is None else [a + b for a, b in zip(sums, terms, strict=True)]
+        terms = [np.asarray(x, np.float64) for x in run(params, prepare(batch, None), index)]
+        sums = [a + b for a, b in zip(sums, terms, strict=True)] if sums else terms
         seen += size
-    sums = _Sums(*(x / seen for x in sums))
-    total = float(strata.sizes @ sums.vlb + sums.prior)
+    loss, vlb, vlb_square, prior, total_square = (x / seen for x in sums)
+    total = float(strata.sizes @ vlb + prior)
     return Evaluation(
         num_images=seen,
         timesteps=strata.timesteps,
-        loss=sums.loss,
-        vlb=sums.vlb,
-        total_loss=float(strata.sizes @ sums.loss / strata.sizes.sum()),
+        loss=loss,
+        vlb=vlb,
+        total_loss=float(strata.sizes @ loss / strata.sizes.sum()),
         total_vlb=total,
-        vlb_error=_half_interval(sums.vlb, sums.vlb_square, seen),
-        total_vlb_error=float(_half_interval(total, sums.total_square, seen)),
+        vlb_error=_half_interval(vlb, vlb_square, seen),
+        total_vlb_error=float(_half_interval(total, total_square, seen)),
     )
 
 
@@ -139,7 +139,7 @@ class _Sums(NamedTuple):
     total_square: jax.Array
 
 
-def _half_interval(mean: np.ndarray, mean_square: np.ndarray, count: int) -> np.ndarray:
+def _half_interval(mean: np.ndarray | float, mean_square: np.ndarray, count: int) -> np.ndarray:
     """Half the 95% interval of a mean of ``count``; NaN of fewer than two."""
     if count < 2:
         return np.full_like(mean, np.nan)
@@ -156,7 +156,7 @@ def _terms(
     sizes: jax.Array,
     key: Key,
 ) -> _Sums:
-    def at(loss_fn: LossFn, t: jax.Array) -> jax.Array:
+    def at(loss_fn: IndexedLossFn, t: jax.Array) -> jax.Array:
         return loss_fn.at(params, batch, jnp.full(index.shape, t), key, index)
 
     loss, vlb = jax.lax.map(lambda t: (jnp.sum(at(built.loss, t)), at(built.vlb, t)), timesteps)

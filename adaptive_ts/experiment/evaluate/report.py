@@ -43,7 +43,7 @@ def write_results(
     out.mkdir(parents=True, exist_ok=True)
     likelihood = measured.likelihood
     sizes = geometric_strata(grid.num_buckets).sizes
-    arrays = {
+    arrays: dict[str, Any] = {
         "timesteps": likelihood.timesteps,
         "timesteps_stood_for": sizes,
         "vlb": likelihood.vlb,
@@ -90,7 +90,7 @@ def _draw_likelihood(out: Path, found: Evaluation, sizes: np.ndarray, about: str
 
 def _draw_diagnosis(
     out: Path, run: Path, grid: TimeGrid, found: Diagnosis, about: str, sampler: str
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """The pictures; returns the arrays behind them."""
     about = about.replace("ema", "training weights")
     pictures.plot_gradient_noise(

@@ -56,7 +56,7 @@ def image_batches(
     c, eps_fn = config.generate, built.eps_fn
     cycle = label_cycle(built.num_classes, labels)
     if c.guidance != 1:
-        if cycle is None:
+        if cycle is None or built.num_classes is None:
             raise ValueError(
                 f"guidance: {c.guidance} means nothing to a model without classes: leave it out"
             )

@@ -37,7 +37,7 @@ class Trained(NamedTuple):
     built: Built
     state: TrainState
     step: int
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     latents: bool = False
 
 
@@ -95,8 +95,10 @@ def load_trained(
     said: list[str] = []
     with _view(folder, steps if step is None else [step]) as view:
         try:
+            # To pyrefly a field that holds a function is no method.
+            # pyrefly: ignore[bad-specialization]
             with contextlib.closing(open_checkpoints(view)) as checkpoints:
-                found, state, _ = checkpoints.restore_latest(target, said.append)
+                restored = checkpoints.restore_latest(target, said.append)
         except UserError as error:
             # Its words are of training, and of the view.
             text = str(error).replace(str(view), str(folder))
@@ -104,6 +106,8 @@ def load_trained(
             raise UserError(text.replace(" or pass --workdir another", "")) from error
     for line in said:
         log(line)
+    assert restored is not None  # the view shows one at least
+    found, state, _ = restored
     latents = is_latent(dataset.images.dtype)
     return Trained(built, state, found, tuple(shape), latents)
 

@@ -46,7 +46,7 @@ def write_images(
             done += len(batch)
             bar.update(len(batch))
     save_grid(out / "grid.png", images[:_IN_GRID])
-    arrays = {"latents" if latents else "images": images}
+    arrays: dict[str, Any] = {"latents" if latents else "images": images}
     if info["labels"] is not None:
         arrays["labels"] = np.resize(np.asarray(info["labels"], np.int32), len(images))
     with atomic(out / "images.npz") as file:

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
         return 0
     if name not in COMMANDS:
         raise UserError(f"{name!r} is not a command: {nearest(name, COMMANDS)}")
-    sys.argv[0] = name  # what a mistake is told by
+    sys.argv[0] = f"adaptive-ts {name}"  # what a mistake is told by
     try:
         return importlib.import_module(f"adaptive_ts.experiment.main.{name}").main(rest)
     except ModuleNotFoundError as error:

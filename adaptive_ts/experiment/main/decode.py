@@ -14,8 +14,9 @@ from adaptive_ts.experiment.commands import Parser, check_least
 from adaptive_ts.experiment.data.vae import add_options, load_vae
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="decode", description=__doc__)
+def make_parser() -> argparse.ArgumentParser:
+    """The command\'s options."""
+    parser = Parser(prog="adaptive-ts decode", description=__doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help=".npz with latents")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder, new or empty")
     add_options(parser)
@@ -24,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """The command."""
-    args = _parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     check_least(args, batch_size=1)
     from adaptive_ts.experiment.data.latents import decode_file
 

@@ -20,8 +20,9 @@ from adaptive_ts.experiment.commands import Parser, check_least
 from adaptive_ts.experiment.data.vae import add_options, load_vae
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="encode", description=__doc__)
+def make_parser() -> argparse.ArgumentParser:
+    """The command\'s options."""
+    parser = Parser(prog="adaptive-ts encode", description=__doc__)
     add = parser.add_argument
     add("folder", type=Path, metavar="DIR", help="of images")
     add("data_dir", type=Path, metavar="DATA_DIR", help="folder of data sets")
@@ -35,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """The command."""
-    args = _parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     check_least(args, batch_size=1, image_size=1, seed=0)
     from adaptive_ts.experiment.data.latents import encode_folder
 

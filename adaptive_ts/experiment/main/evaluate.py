@@ -22,8 +22,9 @@ _LIKELIHOOD_IMAGES = 256
 _OF_GENERATED = ("num_images", "solver", "steps", "eta", "spacing", "guidance", "labels")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="evaluate", description=__doc__)
+def make_parser() -> argparse.ArgumentParser:
+    """The command\'s options."""
+    parser = Parser(prog="adaptive-ts evaluate", description=__doc__)
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="the run's folder, train.py's --workdir")
     request.add_options(parser)
@@ -50,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """The command."""
-    parser = _parser()
+    parser = make_parser()
     args = parser.parse_args(argv)
     import jax
 

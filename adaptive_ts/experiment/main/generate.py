@@ -18,8 +18,9 @@ from adaptive_ts.experiment.commands import Parser, check_empty, usable
 from adaptive_ts.experiment.generate.request import add_options, options
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="generate", description=__doc__)
+def make_parser() -> argparse.ArgumentParser:
+    """The command\'s options."""
+    parser = Parser(prog="adaptive-ts generate", description=__doc__)
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="the run's folder, train.py's --workdir")
     add_options(parser)
@@ -30,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """The command."""
-    args = _parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     from adaptive_ts.experiment.devices import sharding
     from adaptive_ts.experiment.generate.making import describe, make_images
     from adaptive_ts.experiment.generate.trained import load_trained, read_config

@@ -10,8 +10,9 @@ from adaptive_ts.experiment.commands import Parser
 from adaptive_ts.experiment.config.command_line import parse, split_row
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="overhead", description=__doc__)
+def make_parser() -> Parser:
+    """The command\'s options."""
+    parser = Parser(prog="adaptive-ts overhead", description=__doc__)
     parser.add_argument("--configs", help="folder of rows")
     return parser
 
@@ -19,7 +20,7 @@ def _parser() -> Parser:
 def main(argv: list[str]) -> int:
     """The command."""
     row, rest = split_row(argv, "overhead")
-    args, overrides = _parser().parse_known_args(rest)
+    args, overrides = make_parser().parse_known_args(rest)
     _, config = parse([row, *overrides], configs_dir=args.configs)
     from adaptive_ts.experiment.costs.overhead import measure, text
 

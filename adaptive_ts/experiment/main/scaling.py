@@ -29,9 +29,10 @@ from adaptive_ts.experiment.errors import UserError
 DEVICES = (1, 2, 4, 8)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The command\'s options."""
     parser = Parser(
-        prog="scaling",
+        prog="adaptive-ts scaling",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -50,7 +51,7 @@ def main(argv: list[str], *, virtual: bool = True) -> int:
       virtual: make as many devices of the CPU as it takes; JAX must not have looked for any yet.
     """
     row, rest = split_row(argv, "overhead")
-    args, overrides = _parser().parse_known_args(rest)
+    args, overrides = make_parser().parse_known_args(rest)
     row, config = parse([row, *overrides], configs_dir=args.configs)
     fsdp = config.mesh.fsdp
     counts = args.devices or [n for n in DEVICES if n % fsdp == 0] or [fsdp]

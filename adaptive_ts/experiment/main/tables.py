@@ -24,8 +24,9 @@ from adaptive_ts.experiment.config.command_line import split_row
 from adaptive_ts.experiment.errors import UserError
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="tables", description=__doc__)
+def make_parser() -> argparse.ArgumentParser:
+    """The command\'s options."""
+    parser = Parser(prog="adaptive-ts tables", description=__doc__)
     add = parser.add_argument
     add("--rows", nargs="+", help="rows of the table, with or without TABLE_; default: all")
     add("--schedules", nargs="+", help="noise schedules; default: the rows' own")
@@ -50,7 +51,7 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     TABLE comes first, as train.py's ROW does: argparse would take an override's value for it.
     """
     table, rest = split_row(argv)
-    args, overrides = _parser().parse_known_args(rest)
+    args, overrides = make_parser().parse_known_args(rest)
     args.table = table
     check(args, overrides)
     return args, overrides

@@ -32,9 +32,10 @@ DTYPES = ("float32", "bfloat16")
 _OWN = {"--model.dtype": "--dtypes"}  # a field of which there are several here
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The command\'s options."""
     parser = Parser(
-        prog="throughput",
+        prog="adaptive-ts throughput",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -64,7 +65,7 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
       UserError: an unknown or malformed option, or a value out of range.
     """
     row, rest = split_row(argv, "overhead")
-    args, overrides = _parser().parse_known_args(rest)
+    args, overrides = make_parser().parse_known_args(rest)
     args.row = row
     for token in overrides:
         name = token.partition("=")[0]

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -128,7 +129,8 @@ def from_torch(
             origin[path] = key
     mistakes = {"unexpected": unexpected}
     if like is not None:
-        mistakes = _differences(found, origin, flatten_dict(like, sep="/"), unexpected)
+        wanted: Any = flatten_dict(like, sep="/")
+        mistakes = _differences(found, origin, wanted, unexpected)
     told = [
         f"{len(items)} {kind}: {', '.join(items[:_SHOWN])}{', ...' if items[_SHOWN:] else ''}"
         for kind, items in mistakes.items()

@@ -146,7 +146,7 @@ class DiT(nn.Module):
 
         condition = dense(width, _NORMAL, "time_0")(cos_sin_embedding(t, _TIME_FEATURES))
         condition = dense(width, _NORMAL, "time_1")(nn.silu(condition))
-        if self.num_classes is not None:
+        if self.num_classes is not None and label is not None:
             embed = ClassEmbedding(
                 self.num_classes,
                 width,

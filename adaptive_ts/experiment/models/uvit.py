@@ -138,7 +138,7 @@ class UViT(nn.Module):
         if self.mlp_time_embed:
             time = self._dense(4 * self.hidden_size, "time_0")(time)
             time = self._dense(self.hidden_size, "time_1")(nn.silu(time))
-        if self.num_classes is None:
+        if self.num_classes is None or label is None:
             return [time[:, None]]
         embed = ClassEmbedding(
             self.num_classes,
@@ -165,7 +165,7 @@ class UViT(nn.Module):
         )
         return patch_embed(x).reshape(x.shape[0], -1, self.hidden_size)
 
-    def _check_positions(self, needed: tuple[int, int]) -> None:
+    def _check_positions(self, needed: tuple[int, ...]) -> None:
         if not self.has_variable("params", "position"):
             return
         have = self.get_variable("params", "position").shape[1:]

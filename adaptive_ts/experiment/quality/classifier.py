@@ -8,7 +8,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -92,7 +92,7 @@ def load_classifier(data: DataConfig, log: Log = print) -> Classifier:
         right += int((activations(unit_range(images)).logits.argmax(1) == labels).sum())
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(found):
-        digest.update(np.ascontiguousarray(leaf, "<f4"))
+        digest.update(np.ascontiguousarray(leaf, "<f4").data)
     return Classifier(activations, right / test.images.shape[0], digest.hexdigest()[:16], train)
 
 
@@ -113,8 +113,8 @@ def _train(model: _Classifier, params: Params, train: Dataset) -> Params:
     optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, _STEPS))
 
     def loss(params: Params, x: jax.Array, label: jax.Array) -> jax.Array:
-        _, logits = model.apply({"params": params}, x)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+        found: Any = model.apply({"params": params}, x)
+        return optax.softmax_cross_entropy_with_integer_labels(found[1], label).mean()
 
     @jax.jit
     def step(state, batch):
@@ -131,7 +131,7 @@ def _train(model: _Classifier, params: Params, train: Dataset) -> Params:
 
 
 def _save(cache: Path, params: Params, log: Log) -> Params:
-    leaves = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(params))}
+    leaves: dict[str, Any] = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(params))}
     try:
         with atomic(cache) as file:
             np.savez(file, **leaves)

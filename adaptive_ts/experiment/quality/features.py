@@ -9,6 +9,7 @@ from adaptive_ts.experiment.config.groups import DataConfig
 from adaptive_ts.experiment.data.decoding import is_latent, to_uint8
 from adaptive_ts.experiment.data.loading import load_split
 from adaptive_ts.experiment.errors import Log, UserError
+from adaptive_ts.experiment.quality.inception import Preprocess
 from adaptive_ts.experiment.quality.metrics import Gaussian
 from adaptive_ts.experiment.quality.reference import reference_features
 from adaptive_ts.experiment.quality.scores import classifier_network, inception_network
@@ -23,7 +24,7 @@ class FeatureChoice(NamedTuple):
 
     network: str | None = None
     weights: str | None = None
-    preprocess: str = "ref"
+    preprocess: Preprocess = "ref"
 
 
 class ImageFeatures(NamedTuple):

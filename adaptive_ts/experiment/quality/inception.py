@@ -146,11 +146,12 @@ def feature_extractor(
 
     def extract(images: np.ndarray) -> Activations:
         batches = started(check_images(images))
-        done, waiting = [], next(batches)
+        done: list[list[np.ndarray]] = []
+        count, outputs = next(batches)
         for batch in itertools.chain(batches, [None]):  # one is computed while one is fetched
-            count, outputs = waiting
             done.append([sharding.fetch(x)[:count] for x in outputs])
-            waiting = batch
+            if batch is not None:
+                count, outputs = batch
         return Activations(*map(np.concatenate, zip(*done, strict=True)))
 
     return extract
@@ -191,7 +192,7 @@ def network_input(images: jax.Array, preprocess: Preprocess) -> jax.Array:
     return jnp.broadcast_to(x, (*x.shape[:3], 3))
 
 
-def _resizing(size: int, shift: float) -> np.ndarray:
+def _resizing(size: int, shift: float | np.floating) -> np.ndarray:
     """(299, size): the weights of the pixels in each resized one. In float32, as the originals."""
     scale, shift = np.float32(size / SIDE), np.float32(shift)
     out = np.arange(SIDE)

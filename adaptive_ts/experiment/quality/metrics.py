@@ -132,7 +132,8 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
 def _root(covariance: np.ndarray) -> np.ndarray:
     """(d, r) of rank r, R with R R^T = covariance."""
-    lower, pivots, rank, _ = lapack.dpstrf(covariance, lower=1)
+    # f2py makes lapack's functions, so that no type checker sees them.
+    lower, pivots, rank, _ = lapack.dpstrf(covariance, lower=1)  # pyrefly: ignore[missing-attribute]
     root = np.zeros((len(covariance), rank))
     root[pivots - 1] = np.tril(lower)[:, :rank]
     return root

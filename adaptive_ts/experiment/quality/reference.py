@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -92,7 +92,7 @@ def statistics_digest(statistics: Gaussian) -> str:
     digest = hashlib.sha256()
     for part in statistics:
         digest.update(repr(part.shape).encode())
-        digest.update(np.ascontiguousarray(part, "<f8"))
+        digest.update(np.ascontiguousarray(part, "<f8").data)
     return digest.hexdigest()[:16]
 
 
@@ -165,7 +165,7 @@ def reference_features(
     count, *shape = dataset.images.shape
     source = f"{data.name}/{split}, {count:,} images {tuple(shape)}"
     reference = _restore(cache, source)
-    if not everywhere(reference is not None):
+    if not everywhere(reference is not None) or reference is None:
         log(f"computing the features of {source}, {network.about}, once")
         batches = image_chunks(dataset.images)
         kept = evenly_spaced(count, KEPT)
@@ -262,7 +262,7 @@ def _save(cache: Path, reference: Reference, log: Log) -> None:
     if jax.process_index():
         return
     mean, covariance = reference.gaussian
-    arrays = {"mu": mean, "sigma": covariance, "features": reference.features}
+    arrays: dict[str, Any] = {"mu": mean, "sigma": covariance, "features": reference.features}
     try:
         with atomic(cache) as file:
             np.savez(file, digest=reference.digest, **arrays)

@@ -41,7 +41,8 @@ class _Storage:
     def __init__(self, dtype: str, size: int):
         if type(size) is not int or size < 0:
             raise ValueError(f"a storage of {size} numbers")
-        self.dtype, self.size, self.values = np.dtype(dtype), size, None
+        self.dtype, self.size = np.dtype(dtype), size
+        self.values: np.ndarray | None = None
 
     def fill(self, raw: bytes) -> None:
         if len(raw) != self.size * self.dtype.itemsize:

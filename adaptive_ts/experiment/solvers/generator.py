@@ -33,7 +33,7 @@ _CLEAN: dict[str, Callable[[jax.Array, jax.Array, Any], jax.Array]] = {
 def make_generator(
     eps_fn: EpsFn,
     schedule: NoiseSchedule,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     *,
     solver: str = "ddim",
     steps: int = 50,
@@ -132,7 +132,7 @@ def make_generator(
         def draw(number: jax.Array) -> jax.Array:
             return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, number), shape))(keys)
 
-        def advance(carry: tuple[jax.Array, Any], row: dict[str, jax.Array]) -> tuple[Any, None]:
+        def advance(carry: tuple[jax.Array, Any], row: dict[str, Any]) -> tuple[Any, None]:
             x, memory = carry
             output = eps_fn(params, x, jnp.full(index.shape, row["t"]), *labels)
             x0 = clean(x, output, row)

@@ -9,13 +9,14 @@ and the last x is the image. All the solvers are of this form, so one loop runs 
 evaluation of the model is compiled whichever is chosen.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from adaptive_ts.experiment.config.groups import SPACINGS
-from adaptive_ts.schedules.base import NoiseSchedule, known
+from adaptive_ts.schedules.base import NoiseSchedule, discrete_betas, known
 
 SOLVERS = ("ddpm", "ddim", "dpmpp_2m", "euler", "heun")
 
@@ -85,7 +86,7 @@ def make_path(
         if t_max != 1.0:
             raise ValueError(f"t_max is for continuous time, {schedule.name} is not; got {t_max}")
         t = solver_timesteps(schedule.num_timesteps, steps, spacing)
-        whole = np.append(np.cumprod(1.0 - schedule.betas)[t], 1.0)
+        whole = np.append(np.cumprod(1.0 - discrete_betas(schedule))[t], 1.0)
         return Path(t, whole, 1.0 - whole, t, schedule.num_timesteps)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
@@ -93,7 +94,8 @@ def make_path(
         raise ValueError(f"t_max must be in (0, 1], got {t_max}")
     share = np.arange(steps, 0, -1) / steps
     t = (t_max * (share if spacing == "linear" else share**2)).astype(jnp.result_type(float))
-    squares = (np.asarray(f(t), np.float64) ** 2 for f in (schedule.alpha, schedule.sigma))
+    functions: tuple[Callable[..., Any], ...] = (schedule.alpha, schedule.sigma)  # of NumPy's t
+    squares = (np.asarray(f(t), np.float64) ** 2 for f in functions)
     signal, noise = (np.append(x, end) for x, end in zip(squares, (1.0, 0.0), strict=True))
     if not np.all(noise[:-1] > 0):
         raise ValueError(

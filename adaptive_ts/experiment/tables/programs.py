@@ -47,7 +47,7 @@ def functions_of(
         for n in (size, BATCH)
     )
     index = jax.ShapeDtypeStruct((BATCH,), jnp.int32, sharding=rows)
-    strata = geometric_strata(built.schedule.num_timesteps)
+    strata = geometric_strata(built.parts.grid.num_buckets)
     found = jax.ShapeDtypeStruct((len(strata.timesteps),), jnp.float32, sharding=whole)
     timesteps = jnp.asarray(strata.timesteps)
     variants = (False, True) if built.probe_every else (None,)

@@ -106,7 +106,7 @@ def _prepare(
     built = build(config, mesh)
     train, test = (load_split(config.data, split, lambda line: None) for split in ("train", "test"))
     check_classes(config, train)
-    strata = geometric_strata(built.schedule.num_timesteps)
+    strata = geometric_strata(built.parts.grid.num_buckets)
     jobs, init = functions_of(config, built, train, mesh)
     with compiling(jobs) as compiled:
         functions = {name: compiled(name) for name in jobs}
@@ -156,7 +156,7 @@ def _trained(entry: _Entry, seed: int, checkpoints: Checkpoints | None) -> dict[
     )
     for taken in steps:
         number, state = taken.number, taken.state
-        save = checkpoints and number % config.train.save_every == 0 and number < total
+        save = checkpoints is not None and number % config.train.save_every == 0 and number < total
         if not (save or number in likelihood_at or number in images_at):
             continue
         jax.block_until_ready(state)
@@ -167,7 +167,7 @@ def _trained(entry: _Entry, seed: int, checkpoints: Checkpoints | None) -> dict[
             progress.curve.append([*here, *_totals(entry, vlb, mse)])
         if number in images_at:
             progress.frechet_curve.append([*here, _frechet(entry, state.ema)])
-        if save:
+        if save and checkpoints is not None:
             checkpoints.save(number, state, {"progress": list(progress)})
         entry.on_steps(number - told)
         told, began = number, time.perf_counter()
@@ -205,6 +205,8 @@ def _saving(entry: _Entry, seed: int) -> Iterator[Checkpoints | None]:
         yield None
         return
     folder = entry.folder / f"seed{seed}"
+    # To pyrefly a field that holds a function is no method.
+    # pyrefly: ignore[bad-specialization]
     with contextlib.closing(open_checkpoints(folder, max_to_keep=1)) as checkpoints:
         yield checkpoints
         checkpoints.wait()
@@ -240,5 +242,5 @@ def _totals(entry: _Entry, vlb: np.ndarray, mse: np.ndarray) -> tuple[float, flo
     return _rounded(sizes @ vlb + entry.prior), _rounded(sizes @ mse / sizes.sum())
 
 
-def _rounded(x: float) -> float:
+def _rounded(x: float | np.ndarray) -> float:
     return float(f"{float(x):.5g}")

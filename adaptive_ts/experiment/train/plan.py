@@ -64,6 +64,7 @@ def make_plan(row: str, config: Config, log: Log, *, keep: bool = True) -> Plan:
     Raises:
       UserError: a mistake of the user's, or data that cannot be had.
     """
+    assert config.workdir is not None
     folder = Path(config.workdir).expanduser().resolve()
     log = log if jax.process_index() == 0 else lambda line: None
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)

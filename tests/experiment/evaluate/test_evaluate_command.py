@@ -300,7 +300,7 @@ def test_latents_are_for_a_classifier_alone(six, data_dir, stub, monkeypatch, tm
     assert "digits holds latents (4, 4, 3): decode images, and give them by --images" in said
     said = refusal(six[0], *options, "--images", tmp_path / "images.npz")
     assert "holds images (4, 4, 3), digits latents (4, 4, 3): give --features inception" in said
-    args = evaluate._parser().parse_args([str(six[0])])
+    args = evaluate.make_parser().parse_args([str(six[0])])
     found = inputs.read_inputs(args, read_config(six[0]), None, print)
     assert found.kind == "classifier", "three channels of latents are no colours"
 
@@ -335,5 +335,7 @@ def test_a_mistake_ends_the_process_with_code_2_and_one_line(tmp_path):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
-    said = f"evaluate: no run at {tmp_path / 'none'}: give the folder that train.py wrote"
+    said = (
+        f"adaptive-ts evaluate: no run at {tmp_path / 'none'}: give the folder that train.py wrote"
+    )
     assert done.stderr.startswith(said) and done.stderr.count("\n") == 1

@@ -205,7 +205,7 @@ def test_the_command_makes_images_of_the_classes_wanted(run, run_data, tmp_path)
 
 def test_labels_and_guidance_of_a_model_without_classes(run, run_data):
     _, config = parse(arguments("unused", run_data, TRANSFORMER))
-    parser = generate._parser()
+    parser = generate.make_parser()
 
     def message(config, *argv):
         with pytest.raises(UserError, match=r"^[^\n]*$") as error:

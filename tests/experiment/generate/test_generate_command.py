@@ -136,7 +136,7 @@ def test_images_of_a_model_without_classes_have_no_labels(run_data, tmp_path):
     params = jax.jit(built.init_params)(jax.random.key(0), {"image": jnp.zeros((1, 8, 8, 1))})
     state = types.SimpleNamespace(ema=params)
     trained = Trained(built=built, state=state, step=0, shape=(8, 8, 1))
-    args = generate._parser().parse_args(["elsewhere"])
+    args = generate.make_parser().parse_args(["elsewhere"])
     said = making.describe(config, trained, args)
     assert said["guidance"] is None and said["labels"] is None
     batches = making.make_images(config, trained, mesh, args)
@@ -229,12 +229,8 @@ def _failure(argv):
 
 @pytest.mark.slow  # test_train has it too, and the messages are tested in this process
 def test_a_mistake_ends_the_process_with_code_2_and_one_line(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "adaptive_ts.experiment.generate.request",
-        str(tmp_path / "none"),
-    ]
+    command = [sys.executable, "-m", "adaptive_ts.experiment.main", "generate"]
+    command.append(str(tmp_path / "none"))
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -245,5 +241,6 @@ def test_a_mistake_ends_the_process_with_code_2_and_one_line(tmp_path):
     assert done.returncode == 2 and done.stdout == ""
     where = tmp_path / "none"
     assert done.stderr == (
-        f"generate: no run at {where}: give the folder that train.py wrote (its --workdir)\n"
+        f"adaptive-ts generate: no run at {where}: give the folder that train.py wrote (its "
+        "--workdir)\n"
     )

@@ -53,12 +53,12 @@ sys.exit(code)
 
 @pytest.mark.parametrize(
     ("steps", "every"),  # between saves, and between samples taken just before them
-    [(1000, 100), pytest.param(50_000, 200, marks=pytest.mark.slow)],
+    [(640, 80), pytest.param(50_000, 200, marks=pytest.mark.slow)],
 )
 def test_a_long_run_stays_as_it_is(steps, every, run_data, tmp_path):
     script, out = tmp_path / "worker.py", tmp_path / "samples.jsonl"
     script.write_text(WORKER.format(tests=str(ROOT / "tests/support")))
-    extra = f"--train.steps {steps} --train.log_every 50 --train.save_every {every}"
+    extra = f"--train.steps {steps} --train.log_every 40 --train.save_every {every}"
     extra += " --sampler.every 40"
     argv = [out, str(every), *arguments(tmp_path / "run", run_data, extra)]
     env = {**os.environ, **compiler_environment(), "PYTHONPATH": str(ROOT)}

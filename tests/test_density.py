@@ -10,6 +10,7 @@ from adaptive_ts import weightings
 from adaptive_ts.density import relative_density
 from adaptive_ts.testing import check_sampler
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 GRID, SCHEDULE = ats.discrete(1000), ats.schedules.linear(1000)
 T = jnp.arange(1000)
 BATCH = {"image": jnp.zeros((8, 8, 8, 1))}

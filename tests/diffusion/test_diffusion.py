@@ -14,6 +14,7 @@ from adaptive_ts.diffusion.corruption import PREDICTIONS
 from adaptive_ts.schedules.base import VARIANCES
 from adaptive_ts.schedules.continuous import rectified_flow
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 SCHEDULES = {
     "linear": schedules.linear(),
     "quad": schedules.quad(),

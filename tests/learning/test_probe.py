@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 import adaptive_ts as ats
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 BATCH = {"x": jnp.asarray(np.random.default_rng(0).normal(size=(16, 3)), jnp.float32)}
 OLD, NEW = jnp.asarray([0.3, -0.2, 0.5]), jnp.asarray([0.2, -0.1, 0.1])
 

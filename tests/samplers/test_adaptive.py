@@ -1,5 +1,7 @@
 """The paper's sampler: what it learns, what it selects, each option, and bad input."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +49,24 @@ def rewarded(sampler, state, key, reward, **extra):
     )
 
 
+@functools.cache
+def jitted(**options):
+    """(the first state, a step rewarded with slope * u + offset, a draw), compiled once."""
+    sampler = make(**options)
+
+    @functools.partial(jax.jit, static_argnames="probe")
+    def compiled(state, key, slope, offset, probe):
+        return rewarded(sampler, state, key, lambda u: slope * u + offset, probe=probe)
+
+    def step(state, key, slope, offset=0.0, probe=None):
+        of_each = (np.broadcast_to(np.asarray(x, np.float32), (SIZE,)) for x in (slope, offset))
+        return compiled(state, key, *of_each, probe)
+
+    step.compiled = compiled
+    draw = jax.jit(lambda key, state: sampler.sample(key, state, BATCH))
+    return jax.jit(sampler.init)(jax.random.key(0), BATCH), step, draw
+
+
 def table_loss(params, batch, t, key):
     """The loss at t is a table's entry: the profile is chosen by the test."""
     return params[t // (T // 20)] + 0.0 * batch["id"]
@@ -74,36 +94,29 @@ def profiled(sampler, state, key, row, **extra):
     ids=["default", "raw", "in_reward"],
 )
 def test_policy_moves_to_what_is_rewarded(sign, options):
-    sampler = make(**options)
-    state = sampler.init(jax.random.key(0), BATCH)
-    step = jax.jit(lambda s, k: rewarded(sampler, s, k, lambda u: sign * u))
-    draw = jax.jit(sampler.sample)
-    before = draw(jax.random.key(9), state, BATCH).u.mean()
+    state, step, draw = jitted(**options)
+    before = draw(jax.random.key(9), state).u.mean()
     for i in range(60):
-        state, metrics = step(state, jax.random.fold_in(jax.random.key(1), i))
-    after = draw(jax.random.key(9), state, BATCH).u.mean()
+        state, metrics = step(state, jax.random.fold_in(jax.random.key(1), i), sign)
+    after = draw(jax.random.key(9), state).u.mean()
     assert sign * (after - before) > 0.15
     assert sign * (metrics["alpha_mean"] - metrics["beta_mean"]) > 0.3
 
 
 def test_policy_tells_images_apart():
-    sampler = make(optimizer=optax.adam(1e-2))
-    state = sampler.init(jax.random.key(0), BATCH)
+    state, step, draw = jitted()
     bright = IMAGES.mean((1, 2, 3)) > jnp.median(IMAGES.mean((1, 2, 3)))
-    step = jax.jit(lambda s, k: rewarded(sampler, s, k, lambda u: jnp.where(bright, u, -u)))
     for i in range(200):
-        state, _ = step(state, jax.random.fold_in(jax.random.key(1), i))
-    draws = jax.jit(jax.vmap(lambda k: sampler.sample(k, state, BATCH).u))
-    u = np.mean(draws(jax.random.split(jax.random.key(2), 20)), axis=0)
+        key = jax.random.fold_in(jax.random.key(1), i)
+        state, _ = step(state, key, jnp.where(bright, 1.0, -1.0))
+    u = np.mean([draw(key, state).u for key in jax.random.split(jax.random.key(2), 20)], axis=0)
     assert u[bright].mean() - u[~bright].mean() > 0.15
 
 
 def test_entropy_bonus_keeps_a_policy_without_reward_uniform():
-    sampler = make(entropy_coef=1.0)
-    state = sampler.init(jax.random.key(0), BATCH)
-    step = jax.jit(lambda s, k: rewarded(sampler, s, k, jnp.zeros_like))
+    state, step, _ = jitted(entropy_coef=1.0)
     for i in range(100):
-        state, metrics = step(state, jax.random.fold_in(jax.random.key(1), i))
+        state, metrics = step(state, jax.random.fold_in(jax.random.key(1), i), 0.0)
     assert metrics["alpha_mean"] == pytest.approx(1, abs=0.02)
     assert metrics["beta_mean"] == pytest.approx(1, abs=0.02)
 
@@ -153,19 +166,14 @@ def test_a_profile_of_zeros_selects_nothing():
     np.testing.assert_array_equal(state.selected, [3, 10, 16])
 
 
-def test_counter_probes_on_every_kth_step_and_static_choice_agrees():
-    sampler = make(every=3)
-    counted = fixed = sampler.init(jax.random.key(0), BATCH)
-    step = jax.jit(lambda s, k: rewarded(sampler, s, k, lambda u: u))
-    chosen = {
-        flag: jax.jit(lambda s, k, flag=flag: rewarded(sampler, s, k, lambda u: u, probe=flag))
-        for flag in (True, False)
-    }
+def test_counter_probes_on_every_kth_step_and_static_choice_agrees_each_compiled_once():
+    first, step, _ = jitted(every=3)
+    counted = fixed = first
     probed = []
     for i in range(9):
-        counted, metrics = step(counted, jax.random.key(i))
+        counted, metrics = step(counted, jax.random.key(i), 1.0)
         probed.append(int(metrics["probed"]))
-        fixed, fixed_metrics = chosen[(i + 1) % 3 == 0](fixed, jax.random.key(i))
+        fixed, fixed_metrics = step(fixed, jax.random.key(i), 1.0, probe=(i + 1) % 3 == 0)
         assert metrics.keys() == fixed_metrics.keys()
         for name in metrics:
             np.testing.assert_allclose(metrics[name], fixed_metrics[name], rtol=1e-4, atol=1e-5)
@@ -174,33 +182,20 @@ def test_counter_probes_on_every_kth_step_and_static_choice_agrees():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), counted, fixed
     )
-
-
-def test_each_variant_compiles_once_and_calls_no_host():
-    sampler = make(every=2)
-    state = sampler.init(jax.random.key(0), BATCH)
-    step = jax.jit(
-        lambda s, k, probe: rewarded(sampler, s, k, lambda u: u, probe=probe),
-        static_argnums=2,
-    )
-    for i in range(6):
-        state, _ = step(state, jax.random.key(i), i % 2 == 1)
-    assert step._cache_size() == 2
-    counted = jax.make_jaxpr(lambda s, k: rewarded(sampler, s, k, lambda u: u))
-    jaxpr = str(counted(state, jax.random.key(0)))
+    assert step.compiled._cache_size() == 3, "the counter's and either choice, each once"
+    jaxpr = str(jax.make_jaxpr(lambda s, k: step(s, k, 1.0))(counted, jax.random.key(0)))
     assert "cond" in jaxpr and "callback" not in jaxpr
 
 
 def test_rewards_that_are_not_finite_are_left_out_and_counted():
-    sampler = make()
-    state = sampler.init(jax.random.key(0), BATCH)
-    spoilt = jnp.asarray([jnp.nan, jnp.inf, -jnp.inf])
-    step = jax.jit(lambda s, k, bad: rewarded(sampler, s, k, lambda u: u.at[: len(bad)].set(bad)))
-    state, metrics = step(state, jax.random.key(1), spoilt)
+    state, step, _ = jitted()
+    slope = jnp.ones((SIZE,))
+    spoilt = jnp.zeros((SIZE,)).at[:3].set(jnp.asarray([jnp.nan, jnp.inf, -jnp.inf]))
+    state, metrics = step(state, jax.random.key(1), slope, spoilt)
     assert metrics["nonfinite"] >= 3
     for leaf in jax.tree.leaves(state):
         assert np.isfinite(leaf).all()
-    state, metrics = step(state, jax.random.key(2), jnp.full((SIZE,), jnp.nan))
+    state, metrics = step(state, jax.random.key(2), slope, jnp.full((SIZE,), jnp.nan))
     assert metrics["nonfinite"] == SIZE + 20
     for leaf in jax.tree.leaves(state):
         assert np.isfinite(leaf).all()

@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 
 import adaptive_ts as ats
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 SIZE, STEPS, LEARNING_RATE, DRAWS = 64, 200, 1e-3, 256
 SCHEDULE = ats.schedules.linear(1000)
 BUCKETS = ats.timesteps.strata(ats.discrete(1000), 100)

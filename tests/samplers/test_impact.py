@@ -1,5 +1,7 @@
 """Forward-mode impact against closed forms, finite differences and differences of losses."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -180,7 +182,9 @@ def test_impact_correlates_with_the_profile_of_a_small_step():
     np.testing.assert_allclose(profile, 1e-3 * np.asarray(impact), rtol=0.05, atol=1e-6)
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 100])
+@pytest.mark.parametrize(
+    "chunk", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(100, marks=pytest.mark.slow)]
+)
 def test_chunks_change_nothing(chunk):
     loss_fn = ats.denoising_loss(predict, SCHEDULE)
     args = (loss_fn, network(), direction_of(network()), examples_of(IMAGES, [2, 7]),
@@ -216,10 +220,17 @@ def make_update(axis_name=None, bucket_sharding=None, **options):
     return steps, first
 
 
-@pytest.mark.parametrize("mode", ["shard_map", "global", "global_shared"])
-def test_eight_devices_equal_one(mesh8, mode):
+@functools.cache
+def on_one_device():
     steps, first = make_update()
-    state1, metrics1, t1 = jax.jit(steps)(*first, IMAGES)
+    return jax.jit(steps)(*first, IMAGES)
+
+
+@pytest.mark.parametrize(
+    "mode", ["shard_map", pytest.param("global", marks=pytest.mark.slow), "global_shared"]
+)
+def test_eight_devices_equal_one(mesh8, mode):
+    state1, metrics1, t1 = on_one_device()
     rows, whole = NamedSharding(mesh8, P("data")), NamedSharding(mesh8, P())
     if mode == "shard_map":
         steps, first = make_update("data")
@@ -324,8 +335,11 @@ def test_smoothing_and_the_beta_fit():
 
 @pytest.mark.parametrize(
     "grid",
-    [ats.discrete(1000), ats.discrete(50, rounding="nearest"), ats.continuous(20, t_min=1e-3)],
-    ids=["T1000", "T50_nearest", "continuous"],
+    [
+        pytest.param(ats.discrete(1000), marks=pytest.mark.slow, id="T1000"),
+        pytest.param(ats.discrete(50, rounding="nearest"), id="T50_nearest"),
+        pytest.param(ats.continuous(20, t_min=1e-3), marks=pytest.mark.slow, id="continuous"),
+    ],
 )
 def test_impact_keeps_the_contract(grid):
     optimizer = optax.sgd(0.1)

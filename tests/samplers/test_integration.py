@@ -182,7 +182,15 @@ def linen_train_step(sampler, traces):
     return train_step
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adaptive",
+        "uniform",
+        pytest.param("mixed_with_uniform", marks=pytest.mark.slow),
+        "importance_weighted",  # on top of the mixture
+    ],
+)
 def test_linen_train_state_with_any_sampler(name):
     sampler = SAMPLERS[name]()  # 1
     traces = []

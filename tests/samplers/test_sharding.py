@@ -1,5 +1,7 @@
 """8 devices == 1 device; shard_map and pmap with an axis name == the global view."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import adaptive_ts as ats
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 SIZE, STEPS, EVERY = 16, 20, 2
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (STEPS, SIZE, 8, 8, 1)).astype(np.float32)
 SCHEDULE = ats.schedules.linear(1000)
@@ -86,8 +89,8 @@ def train(step, carry, put=lambda x: x):
     return carry, history
 
 
-@pytest.fixture(scope="module")
-def one_device():
+@functools.cache
+def on_one_device():  # no fixture of the module, which would not be compiled quickly
     step, first = make_step(None)
     return train(jax.jit(step, static_argnums=3), first)
 
@@ -116,16 +119,17 @@ def assert_same(found, expected):
         pytest.param(True, id="profile_shared"),
     ],
 )
-def test_global_view_on_eight_devices_equals_one(mesh8, one_device, shared):
+def test_global_view_on_eight_devices_equals_one(mesh8, shared):
     rows, whole = NamedSharding(mesh8, P("data")), NamedSharding(mesh8, P())
     step, first = make_step(None, rows if shared else None)
     jitted = jax.jit(step, static_argnums=3)
     found = train(jitted, jax.device_put(first, whole), lambda batch: jax.device_put(batch, rows))
-    assert_same(found, one_device)
+    assert_same(found, on_one_device())
 
 
-@pytest.mark.parametrize("check_vma", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_shard_map_equals_global_view(mesh8, one_device, check_vma):
+@pytest.mark.slow  # the counter's probes below, and pmap's chosen ones, are of the same functions
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_shard_map_equals_global_view(mesh8, check_vma):
     step, first = make_step("data")
     specs = {"in_specs": (P(), P("data"), P()), "check_vma": check_vma, "mesh": mesh8}
     rows = (P("data"), P("data"), P(), P())
@@ -137,10 +141,10 @@ def test_shard_map_equals_global_view(mesh8, one_device, check_vma):
         )
         for probe in (True, False)
     }
-    assert_same(train(lambda c, b, k, p: variants[p](c, b, k), first), one_device)
+    assert_same(train(lambda c, b, k, p: variants[p](c, b, k), first), on_one_device())
 
 
-def test_shard_map_with_the_sampler_s_own_counter(mesh8, one_device):
+def test_shard_map_with_the_sampler_s_own_counter(mesh8):
     step, first = make_step("data")
     counted = jax.jit(
         jax.shard_map(
@@ -150,10 +154,10 @@ def test_shard_map_with_the_sampler_s_own_counter(mesh8, one_device):
             out_specs=(P(), (P("data"), P("data"), P(), P())),
         )
     )
-    assert_same(train(lambda c, b, k, p: counted(c, b, k), first), one_device)
+    assert_same(train(lambda c, b, k, p: counted(c, b, k), first), on_one_device())
 
 
-def test_pmap_equals_global_view(one_device):
+def test_pmap_equals_global_view():
     step, first = make_step("data")
     variants = {
         probe: jax.pmap(
@@ -170,7 +174,7 @@ def test_pmap_equals_global_view(one_device):
 
     carry, history = train(lambda c, b, k, p: variants[p](c, b, k), spread, split)
     carry = jax.tree.map(lambda x: x[0], carry)
-    assert_same((carry, history), one_device)
+    assert_same((carry, history), on_one_device())
 
 
 def test_stratified_uses_the_global_batch(mesh8):

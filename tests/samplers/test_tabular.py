@@ -25,8 +25,15 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+    ("name", "grid"),
+    [
+        *[(name, grid) for name in SAMPLERS for grid in ("T50_nearest", "continuous")],
+        ("loss_second_moment", "T1000"),
+        pytest.param("loss_proportional", "T1000", marks=pytest.mark.slow),
+        pytest.param("entropy_rate", "T1000", marks=pytest.mark.slow),
+    ],
+)
 def test_sampler_keeps_the_contract(name, grid):
     """From the first step on; on one grid far from uniform, coupled and weighted."""
     if grid != "T50_nearest":

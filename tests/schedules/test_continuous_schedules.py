@@ -10,6 +10,7 @@ from adaptive_ts import diffusion, schedules
 from adaptive_ts.timesteps.grid import continuous as continuous_grid
 from adaptive_ts.timesteps.grid import open_unit
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONTINUOUS = {
     "rectified_flow": schedules.rectified_flow(),
     "rectified_flow_shift3": schedules.rectified_flow(shift=3.0),

@@ -1,8 +1,12 @@
 """A state that is saved and found again, for the tests of checkpoints."""
 
+import contextlib
+import subprocess
+
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 
 from adaptive_ts.experiment.checkpoints.folder import open_checkpoints
 
@@ -41,3 +45,20 @@ def restore(folder, log):
     found = checkpoints.restore_latest(abstract(make_state()), log)
     checkpoints.close()
     return found
+
+
+@contextlib.contextmanager
+def small_disk(path, size="8m"):
+    """A file system of this size at ``path``, which is not there before and after."""
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(path)]
+    try:
+        refused = subprocess.run(command, capture_output=True, check=False).returncode
+    except OSError:
+        refused = True
+    if refused:
+        pytest.skip("needs to mount a small tmpfs, which this user may not")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=False)

@@ -8,6 +8,8 @@ import pytest
 
 from adaptive_ts.weightings.uncertainty import UncertaintyParams, edm2_uncertainty
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def by_hand(frequencies, phases, weight, sigma):
     features = np.sqrt(2) * np.cos(np.outer(np.log(sigma) / 4, frequencies) + phases)

@@ -12,6 +12,7 @@ from adaptive_ts import weightings as w
 from adaptive_ts.schedules.continuous import rectified_flow, vdm_linear, vp_cosine, vp_linear
 from adaptive_ts.schedules.discrete import constant_beta, jsd
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 SCHEDULES = {
     "linear": schedules.linear(),
     "quad": schedules.quad(),

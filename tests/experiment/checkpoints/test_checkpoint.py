@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from saved import abstract, make_state, restore, save
+from saved import abstract, make_state, restore, save, small_disk
 
 from adaptive_ts.experiment.checkpoints.checksums import state_digest
 from adaptive_ts.experiment.checkpoints.folder import open_checkpoints
@@ -41,22 +41,6 @@ def two_steps(tmp_path_factory):
 def folder(two_steps, tmp_path):
     shutil.copytree(two_steps, tmp_path / "checkpoints")
     return tmp_path / "checkpoints"
-
-
-@contextlib.contextmanager
-def small_disk(path, size="8m"):
-    path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(path)]
-    try:
-        refused = subprocess.run(command, capture_output=True, check=False).returncode
-    except OSError:
-        refused = True
-    if refused:
-        pytest.skip("needs to mount a small tmpfs, which this user may not")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "-l", str(path)], check=False)
 
 
 def test_round_trip_is_bit_exact(tmp_path):

@@ -1,5 +1,6 @@
 """The command line: rows, overrides, and one line for every mistake."""
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,11 @@ COMPARED += ("adaptive_as_published", "stratified", "beta_1_2", "logit_normal")
 COMPARED += ("loss_second_moment", "entropy_rate", "loss_proportional", "impact")
 TABLES = ("celebahq256", "cifar10", "digits", "fashion_mnist", "imagenet256")
 ROWS = (*TABLES, "overhead", *(f"{table}_{label}" for table in TABLES for label in COMPARED))
+
+
+@functools.cache
+def rows_of_configs():
+    return load_rows(CONFIGS)
 
 
 def parse(line):
@@ -46,7 +52,7 @@ def test_no_arguments_is_the_default_row():
 
 @pytest.mark.parametrize("row", ROWS)
 def test_every_row_is_valid_and_has_a_header(row):
-    rows = load_rows(CONFIGS)
+    rows = rows_of_configs()
     assert validate(rows[row].config) == []
     assert parse(row)[0] == row
     header = rows[row].path.read_text(encoding="utf-8").split('"""')[1]

@@ -12,7 +12,7 @@ from small_run import ROOT, run_together
 def said(tmp_path_factory):
     """(exit codes, output lines, stderr) of `pair_worker`'s two processes."""
     script, folder = ROOT / "tests" / "support" / "pair_worker.py", tmp_path_factory.mktemp("pair")
-    one = "--xla_force_host_platform_device_count=1"
+    one = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": one}
     ended = run_together(lambda rank, port: (sys.executable, script, rank, port, folder), 2, env)
     codes, texts, errors = zip(*ended, strict=True)

@@ -323,6 +323,7 @@ def test_what_is_told_of_numbers_and_images():
     assert many == said + "0 .. 999 (1,000 in turn)"
 
 
+@pytest.mark.slow  # test_train has it too, and the messages are tested in this process
 def test_a_mistake_ends_the_process_with_code_2_and_one_line(tmp_path):
     command = [
         sys.executable,

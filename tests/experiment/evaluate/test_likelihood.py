@@ -15,6 +15,7 @@ from adaptive_ts.experiment.data.loading import from_arrays
 from adaptive_ts.experiment.devices import sharding
 from adaptive_ts.experiment.evaluate.likelihood import evaluate, geometric_strata
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 T, C = 40, 0.3
 
 

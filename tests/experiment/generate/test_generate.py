@@ -11,6 +11,7 @@ import adaptive_ts as ats
 from adaptive_ts.experiment.solvers.generator import make_generator
 from adaptive_ts.experiment.solvers.steps import solver_timesteps
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 M, S = 0.2, 0.15  # five deviations from 1: the clip to [-1, 1] does not touch it
 SHAPE, IMAGES, T = (8, 8, 1), 256, 200
 PIXELS = IMAGES * 64

@@ -227,6 +227,7 @@ def _failure(argv):
     return str(error.value)
 
 
+@pytest.mark.slow  # test_train has it too, and the messages are tested in this process
 def test_a_mistake_ends_the_process_with_code_2_and_one_line(tmp_path):
     command = [sys.executable, "-m", "adaptive_ts.experiment.main", "generate"]
     command.append(str(tmp_path / "none"))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from classified import classified_digits
 from scipy import stats
 from small_run import ROOT, SMALL, compiler_environment
 
@@ -361,15 +362,16 @@ def test_mistakes_cost_one_line(tmp_path, argv, message):
     assert message in str(caught.value)
 
 
-def test_a_sweep_runs_reports_and_goes_on(tmp_path, run_data, monkeypatch, capsys):
+def test_a_sweep_runs_reports_and_goes_on(tmp_path, run_data, once, monkeypatch, capsys):
     """In processes of their own; a second time nothing is run."""
     for name, value in compiler_environment().items():
         monkeypatch.setenv(name, value)  # the processes that train
     monkeypatch.setattr(program_cache, "CACHE", tmp_path / "cache")
+    data_dir = classified_digits(run_data, once)
 
     def sweep(out, *seeds):
         argv = ["--rows", "uniform", "--out", str(out), "--configs", str(ROOT / "configs")]
-        argv += ["--data.dir", str(run_data), *OPTIONS, "--seeds", *map(str, seeds)]
+        argv += ["--data.dir", str(data_dir), *OPTIONS, "--seeds", *map(str, seeds)]
         assert tables.main(argv) == 0
         return capsys.readouterr().out, records.read_runs(out)
 

@@ -14,10 +14,13 @@ PATIENCE = 600  # seconds; what takes longer is stuck
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(run_data, once):
+def uninterrupted(six, run_data, once):
     """steps -> the folder of a run that nobody stopped, on the same eight devices."""
 
     def make(steps):
+        if steps == 6:
+            return six[0]
+
         def run(folder):
             extra = f"--train.steps {steps} --train.save_every {steps}"
             assert train(folder / "run", run_data, extra)[0] == 0
@@ -87,7 +90,7 @@ class Killer:
         time.sleep(self.rng.uniform(0, self.per_step))
 
 
-@pytest.mark.parametrize(("kills", "steps"), [(3, 6), pytest.param(20, 60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "steps"), [(2, 6), pytest.param(20, 60, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(kills, steps, uninterrupted, run_data, tmp_path):
     killer = Killer(tmp_path / "run", run_data, steps, seed=time.time_ns() % 10**6)
     for left in range(kills, 0, -1):

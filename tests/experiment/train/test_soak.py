@@ -10,8 +10,6 @@ import sys
 import pytest
 from small_run import ROOT, arguments, compiler_environment
 
-EVERY = 200  # steps between saves, and between samples taken just before them
-
 WORKER = """
 import json, os, sys, time
 sys.path.insert(0, {tests!r})
@@ -45,7 +43,7 @@ def sampled(batch, mesh):
     return put(batch, mesh)
 
 sharding.put_batch = sampled
-loop.finish.finish = lambda *args: ""
+loop.ending.finish = lambda *args: ""
 with compilations() as names:
     code = loop.run(*parse(sys.argv[3:]))
 print(json.dumps(names), file=files, flush=True)
@@ -53,19 +51,22 @@ sys.exit(code)
 """
 
 
-@pytest.mark.parametrize("steps", [2000, pytest.param(50_000, marks=pytest.mark.slow)])
-def test_a_long_run_stays_as_it_is(steps, run_data, tmp_path):
+@pytest.mark.parametrize(
+    ("steps", "every"),  # between saves, and between samples taken just before them
+    [(640, 80), pytest.param(50_000, 200, marks=pytest.mark.slow)],
+)
+def test_a_long_run_stays_as_it_is(steps, every, run_data, tmp_path):
     script, out = tmp_path / "worker.py", tmp_path / "samples.jsonl"
-    script.write_text(WORKER.format(tests=str(ROOT / "tests" / "support")))
-    extra = f"--train.steps {steps} --train.log_every 50 --train.save_every {EVERY}"
+    script.write_text(WORKER.format(tests=str(ROOT / "tests/support")))
+    extra = f"--train.steps {steps} --train.log_every 40 --train.save_every {every}"
     extra += " --sampler.every 40"
-    argv = [out, str(EVERY), *arguments(tmp_path / "run", run_data, extra)]
+    argv = [out, str(every), *arguments(tmp_path / "run", run_data, extra)]
     env = {**os.environ, **compiler_environment(), "PYTHONPATH": str(ROOT)}
-    env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+    env["XLA_FLAGS"] = env["XLA_FLAGS"].replace("device_count=8", "device_count=1")
     done = subprocess.run([sys.executable, script, *argv], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     *samples, names = [json.loads(line) for line in out.read_text().splitlines()]
-    assert len(samples) == steps // EVERY
+    assert len(samples) == steps // every
 
     assert names.count("jit(step)") == 2, "with and without the probe"
     assert names.count("jit(density)") == names.count("jit(init)") == 1

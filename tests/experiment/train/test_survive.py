@@ -15,8 +15,8 @@ import subprocess
 import pytest
 import tensorboardX.record_writer
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from saved import small_disk
 from small_run import lines, same_run, saved_steps, train, tree
-from test_checkpoint import small_disk
 
 from adaptive_ts.experiment import files, logs
 from adaptive_ts.experiment.data import loading

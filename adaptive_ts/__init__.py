@@ -4,7 +4,16 @@ The names are in ``__init__.pyi``; each is imported when it is first used, so th
 ``--help`` does not wait for JAX.
 """
 
+import threading
+from typing import Any
+
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_resolve, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_one_at_a_time = threading.RLock()  # imports begun by several threads can wait for each other
 __version__ = "0.2.0"
+
+
+def __getattr__(name: str) -> Any:
+    with _one_at_a_time:
+        return _resolve(name)

@@ -10,10 +10,10 @@ Reproduces:  DDPM's CelebA-HQ model, "Denoising Diffusion Probabilistic Models",
 Rows:        celebahq256        the adaptive sampler
              celebahq256_LABEL  the paper's comparison and the newer methods, the labels of
                                 configs/digits.py, everything else the same
-Command:     train.py celebahq256
+Command:     adaptive-ts train celebahq256
              With TensorFlow and data256x256.tar in DATA_DIR/downloads/manual, tensorflow-datasets
              prepares the set; without, from a folder of images:
-             train.py celebahq256 --data.name folder/celebahq --data.image_size 256
+             adaptive-ts train celebahq256 --data.name folder/celebahq --data.image_size 256
              --data.source_dir DIR
              adaptive-ts tables celebahq256 --dry_run
 Hardware:    not yet run

@@ -7,7 +7,7 @@ Reproduces:  "Adaptive Non-Uniform Timestep Sampling for Accelerating Diffusion 
 Rows:        cifar10        the adaptive sampler, by the paper's hyperparameters
              cifar10_LABEL  the paper's comparison and the newer methods, the labels of
                             configs/digits.py, everything else the same
-Command:     train.py cifar10
+Command:     adaptive-ts train cifar10
              adaptive-ts tables cifar10 --schedules quad linear cosine
              --generate.num_images 50000 --image_evaluations 5 --inception_weights PATH --dry_run
 Hardware:    not yet run

@@ -23,7 +23,7 @@ Rows:        digits                       the adaptive sampler (CVPR 2025); what
              digits_entropy_rate          InfoNoise
              digits_loss_proportional     p ~ L, weights 1
              digits_impact                forward-mode impact
-Command:     train.py digits
+Command:     adaptive-ts train digits
              adaptive-ts tables digits --schedules linear cosine quad
 Hardware:    2 CPU cores
 Time:        train.py: 1:43 with everything installed, 65 s of it training (JAX 0.10.2, CPU);

@@ -4,7 +4,7 @@ Reproduces:  nothing published; between the digits and CIFAR-10
 Rows:        fashion_mnist        the adaptive sampler, at a size for one GPU
              fashion_mnist_LABEL  the paper's comparison and the newer methods, the labels of
                                   configs/digits.py, at a size for two CPU cores
-Command:     train.py fashion_mnist
+Command:     adaptive-ts train fashion_mnist
              adaptive-ts tables fashion_mnist --jobs 2
 Hardware:    2 CPU cores, but for the row fashion_mnist: one GPU, not yet run
 Hours:       0.07 to 0.1 per run of the table on one core; 6,000 steps on both: 0.3

@@ -15,7 +15,7 @@ Rows:        imagenet256        the adaptive sampler
 Command:     adaptive-ts encode IMAGENET DATA_DIR --flip
              --name imagenet256_latents
              where IMAGENET holds train/ and val/, with a subfolder for each class; then
-             train.py imagenet256 --data.dir DATA_DIR
+             adaptive-ts train imagenet256 --data.dir DATA_DIR
              adaptive-ts tables imagenet256 --dry_run
 Hardware:    not yet run
 Hours:       not yet known

@@ -68,6 +68,43 @@ def _is_face(module: str) -> bool:
     return FILES[module].name == "__init__.py"
 
 
+def _homes() -> dict[str, str]:
+    """The room, below adaptive_ts, of each name that the stub gives the top."""
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text())
+    return {
+        alias.name: node.module or alias.name
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+HOMES = _homes()
+
+
+def _from_the_top(module: str) -> set[str]:
+    """Rooms of what a module uses as ``ats.X``, or takes by ``from adaptive_ts import X``."""
+    nodes = list(ast.walk(TREES[module]))
+    tops = {
+        alias.asname or alias.name
+        for node in nodes
+        if isinstance(node, ast.Import)
+        for alias in node.names
+        if alias.name == "adaptive_ts"
+    }
+    used = {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in tops
+    }
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module == "adaptive_ts":
+            used |= {alias.name for alias in node.names}
+    return {HOMES[name] for name in used if name in HOMES}
+
+
 def _imports(module: str) -> set[tuple[str, str]]:
     """(module, name) of every import of ours, modules below adaptive_ts; name "" for a module."""
     found = set()
@@ -94,13 +131,25 @@ def _third_party(module: str) -> set[str]:
 
 
 def _defined(module: str) -> set[str]:
-    """What a module binds at its top level other than by imports."""
-    found = set()
-    for node in ast.walk(TREES[module]):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found.add(node.name)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            found.add(node.id)
+    """What a module binds at its top level other than by imports, or by ``NAME = other.NAME``."""
+    found, imported = set(), {name.rpartition(".")[2] for name, _ in _imports(module)}
+    blocks = [TREES[module].body]
+    while blocks:
+        for node in blocks.pop():
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found.add(node.name)
+            elif isinstance(node, ast.If | ast.Try | ast.With):
+                blocks.append(node.body)
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                value = node.value
+                if (
+                    isinstance(value, ast.Attribute)
+                    and isinstance(value.value, ast.Name)
+                    and value.value.id in imported
+                ):
+                    continue  # handed on, not defined
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                found |= {x.id for t in targets for x in ast.walk(t) if isinstance(x, ast.Name)}
     return found
 
 
@@ -115,6 +164,8 @@ def test_imports_run_down(module):
             assert FLOOR[other] <= FLOOR[room], f"{module} imports {source}, a floor above"
         else:
             assert _is_face(module) or source != room, f"{module} imports its own package's face"
+    for home in _from_the_top(module):
+        assert FLOOR[home] <= FLOOR[room], f"{module} uses {home}, a floor above"
 
 
 def test_nothing_runs_in_a_circle():
@@ -133,9 +184,32 @@ def test_names_come_from_where_they_are_defined(module):
         own = _defined(module) - {"__all__"}
         assert not own, f"the face of {module} defines {own}"
         return
+    listed = [
+        ast.literal_eval(node.value)
+        for node in TREES[module].body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    ]
+    assert not listed or set(listed[0]) <= _defined(module), f"{module} hands on what it took"
     for source, name in _imports(module):
         if name and not _is_face(source):
             assert name in _defined(source), f"{module} takes {name} from {source}, not its home"
+
+
+def test_violations_are_found(monkeypatch):
+    """Each of these, in a core module, is one."""
+    source = FILES["schedules.base"].read_text()
+    for wrong, check in (
+        ("def f():\n    import adaptive_ts as ats\n    return ats.adaptive", test_imports_run_down),
+        ("def f():\n    from adaptive_ts import adaptive", test_imports_run_down),
+        ("if 0:\n    from adaptive_ts.samplers.speed import speed", test_imports_run_down),
+        ("__all__ = ['PerExample']", test_names_come_from_where_they_are_defined),
+    ):
+        monkeypatch.setitem(TREES, "schedules.base", ast.parse(f"{source}\n{wrong}\n"))
+        with pytest.raises(AssertionError):
+            check("schedules.base")
+    handed_on = "from adaptive_ts import collectives\nPerExample = collectives.PerExample\n"
+    monkeypatch.setitem(TREES, "schedules.base", ast.parse(handed_on))
+    assert "PerExample" not in _defined("schedules.base")
 
 
 @pytest.mark.parametrize("module", CORE_FILES)

@@ -12,6 +12,14 @@ from typing import Any, NoReturn
 
 from adaptive_ts.experiment.errors import UserError, one_line
 
+_EXTRAS = {  # what each brings that is imported by name
+    "train": (
+        *("PIL", "array_record", "grain", "importlib_resources", "matplotlib", "orbax", "sklearn"),
+        *("tensorboardX", "tensorflow_datasets", "tqdm", "tyro"),
+    ),
+    "latents": ("diffusers", "torch"),
+}
+
 
 class Parser(argparse.ArgumentParser):
     """argparse whose mistakes are `UserError`s, and whose options are never abbreviated."""
@@ -64,7 +72,7 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Calls ``main(argv)`` and ends the process: no traceback for a user's mistake.
 
     A `UserError` becomes one line on stderr and its exit code; Ctrl-C one line and 130; a reader
-    that went away (``train.py --help | head``) nothing. Everything else propagates.
+    that went away (``adaptive-ts train --help | head``) nothing. Everything else propagates.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a log file shows a line when it is said
         sys.stdout.reconfigure(line_buffering=True)
@@ -77,6 +85,14 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
     except UserError as error:
         print(f"{_program()}: {' '.join(str(error).split())}", file=sys.stderr)
         code = error.exit_code
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        extra = next((name for name, parts in _EXTRAS.items() if package in parts), None)
+        if extra is None:
+            raise
+        remedy = f"pip install 'adaptive-ts[{extra}]'"
+        print(f"{_program()}: {package} is not installed: {remedy}", file=sys.stderr)
+        code = 2
     except KeyboardInterrupt:
         print(f"\n{_program()}: interrupted", file=sys.stderr)
         code = 128 + signal.SIGINT

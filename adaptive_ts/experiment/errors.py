@@ -18,7 +18,7 @@ _STATUS = re.compile(r"UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED")
 class UserError(Exception):
     """A user's mistake, or an outside cause such as a full disk or missing data.
 
-    ``train.py`` prints the message, which is one line, and exits with ``exit_code``.
+    A command prints the message, which is one line, and exits with ``exit_code``.
 
     Args:
         message: what is wrong, with the value received, and what to do about it.

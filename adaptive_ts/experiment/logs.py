@@ -12,25 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adaptive_ts.experiment.errors import Log
-from adaptive_ts.experiment.files import atomic, read_json, to_plain, write_json
-from adaptive_ts.experiment.pictures import plot_curve, plot_losses, plot_timesteps, save_image_grid
-
-__all__ = [
-    "Metrics",
-    "Progress",
-    "open_jsonl",
-    "open_metrics",
-    "plot_curve",
-    "plot_losses",
-    "plot_timesteps",
-    "progress",
-    "read_json",
-    "read_metrics",
-    "save_image_grid",
-    "summary_text",
-    "write_json",
-]
-
+from adaptive_ts.experiment.files import atomic, to_plain
 
 _FLUSH_SECONDS = 10  # of TensorBoard's file, which waits for the disk
 

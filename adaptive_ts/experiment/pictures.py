@@ -57,6 +57,12 @@ def _edges(centres: np.ndarray) -> np.ndarray:
     return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
 
 
+def to_uint8(images: Array) -> np.ndarray:
+    """Images in [-1, 1], or beyond, as pixels: 0 to 255, to the nearest; NaN is black."""
+    bounded = np.nan_to_num(np.asarray(images, np.float32), nan=-1.0).clip(-1, 1)
+    return np.rint((bounded + 1) * 127.5).astype(np.uint8)
+
+
 def save_image_grid(
     path: str | os.PathLike[str], images: Array, *, side: int = 800, smooth: bool = False
 ) -> None:
@@ -78,8 +84,7 @@ def save_image_grid(
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
         raise ValueError(f"images of shape {images.shape}: need (N, H, W, C) with C 1 or 3, N > 0")
     if images.dtype != np.uint8:
-        unit = (np.nan_to_num(images.astype(np.float32), nan=-1.0).clip(-1, 1) + 1) / 2
-        images = np.round(unit * 255).astype(np.uint8)
+        images = to_uint8(images)
     n, height, width, channels = images.shape
     columns = math.ceil(math.sqrt(n))
     rows, gap = math.ceil(n / columns), 2

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adaptive_ts.experiment import logs
+from adaptive_ts.experiment import files, logs, pictures
 from adaptive_ts.experiment.errors import UserError
 
 
@@ -134,7 +134,7 @@ def test_image_grid_magnifies_pixels(tmp_path):
     images = np.full((5, 8, 8, 1), -1.0, np.float32)
     images[4, 0, 0] = 1.0
     images[3, 7, 7] = np.nan
-    logs.save_image_grid(tmp_path / "samples" / "a.png", images, side=100)
+    pictures.save_image_grid(tmp_path / "samples" / "a.png", images, side=100)
     grid = np.asarray(Image.open(tmp_path / "samples" / "a.png"))
     # 3 columns, 2 rows; (100 // 3 - 2) // 8 = 3 pixels per pixel; gaps of 2.
     assert grid.shape == (2 * (24 + 2) + 2, 3 * (24 + 2) + 2)
@@ -146,26 +146,26 @@ def test_image_grid_magnifies_pixels(tmp_path):
 
 def test_image_grid_keeps_bytes_and_colours(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3), np.uint8)
-    logs.save_image_grid(tmp_path / "b.png", images, side=6)
+    pictures.save_image_grid(tmp_path / "b.png", images, side=6)
     grid = np.asarray(Image.open(tmp_path / "b.png"))
     np.testing.assert_array_equal(grid[2:-2, 2:-2], images[0])
-    logs.save_image_grid(tmp_path / "b.png", images, side=100, smooth=True)
+    pictures.save_image_grid(tmp_path / "b.png", images, side=100, smooth=True)
     assert len(np.unique(np.asarray(Image.open(tmp_path / "b.png"))[2:-2, 2:-2, 0])) > 16
     for wrong in (images[0], images[..., :2], images[:0]):
         with pytest.raises(ValueError, match="N, H, W, C"):
-            logs.save_image_grid(tmp_path / "b.png", wrong)
+            pictures.save_image_grid(tmp_path / "b.png", wrong)
 
 
 def test_pictures_are_whole_files_and_leave_matplotlib_alone(tmp_path):
     before = dict(matplotlib.rcParams)
     steps, t = np.arange(1, 4) * 10, np.arange(250)
     density = np.linspace(0, 2, 250) * np.ones((3, 1))
-    logs.plot_timesteps(tmp_path / "a.png", steps, density, t, "p(t)")
-    logs.plot_timesteps(tmp_path / "b.png", [1], np.ones((1, 1)), [0.5], "one")
-    logs.plot_losses(tmp_path / "c.png", t, np.ones(250), np.ones(250), np.arange(250), "loss")
-    logs.plot_losses(tmp_path / "d.png", t, t * np.nan, t * np.nan, t * 0, "nothing yet")
-    logs.plot_curve(tmp_path / "e.png", np.arange(99), np.r_[np.nan, np.ones(98)], "curve")
-    logs.plot_curve(tmp_path / "f.png", [], [], "nothing yet")
+    pictures.plot_timesteps(tmp_path / "a.png", steps, density, t, "p(t)")
+    pictures.plot_timesteps(tmp_path / "b.png", [1], np.ones((1, 1)), [0.5], "one")
+    pictures.plot_losses(tmp_path / "c.png", t, np.ones(250), np.ones(250), np.arange(250), "loss")
+    pictures.plot_losses(tmp_path / "d.png", t, t * np.nan, t * np.nan, t * 0, "nothing yet")
+    pictures.plot_curve(tmp_path / "e.png", np.arange(99), np.r_[np.nan, np.ones(98)], "curve")
+    pictures.plot_curve(tmp_path / "f.png", [], [], "nothing yet")
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"{c}.png" for c in "abcdef"]
     for path in tmp_path.iterdir():
         image = Image.open(path)
@@ -192,15 +192,15 @@ def test_losses_are_pooled_by_their_counts():
 
 def test_json_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "summary.json"
-    logs.write_json(path, {"a": np.float32(1.5), "b": [math.nan, jnp.arange(2)], "c": tmp_path})
+    files.write_json(path, {"a": np.float32(1.5), "b": [math.nan, jnp.arange(2)], "c": tmp_path})
     assert json.loads(path.read_text()) == {"a": 1.5, "b": [None, [0, 1]], "c": str(tmp_path)}
     with pytest.raises((TypeError, ValueError)):
-        logs.write_json(path, {"a": object()})
-    assert logs.read_json(path)["a"] == 1.5
-    assert logs.read_json(tmp_path / "none.json") is None
+        files.write_json(path, {"a": object()})
+    assert files.read_json(path)["a"] == 1.5
+    assert files.read_json(tmp_path / "none.json") is None
     (tmp_path / "broken.json").write_text('{"a": ')
     with pytest.raises(UserError, match=r"broken\.json is damaged .*: move it away"):
-        logs.read_json(tmp_path / "broken.json")
+        files.read_json(tmp_path / "broken.json")
     (tmp_path / "broken.json").unlink()
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
 

@@ -163,7 +163,9 @@ def train_steps(
       stop: the last step.
       every: steps from one probe to the next; None for a sampler that does not probe.
     """
-    for number, batch in zip(range(start + 1, stop + 1), batches, strict=False):
+    left = iter(batches)
+    for number in range(start + 1, stop + 1):
+        batch = next(left)  # there is one for every step: an end would be an error
         state, metrics = functions(variant(number, every))(state, batch, key)
         yield Taken(number, state, metrics, batch)
 

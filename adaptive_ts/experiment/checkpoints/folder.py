@@ -1,7 +1,7 @@
 """Verified checkpoints: orbax writes and reads them, checksums say whether to believe them.
 
 What is damaged is named, and the checkpoint before it is used. All of orbax that this project
-touches is in this file and in `verified`.
+touches is in this file and in `integrity`.
 """
 
 import contextlib

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from adaptive_ts.experiment.config.groups import Config, HostsConfig, ModelConfig
-from adaptive_ts.experiment.config.methods import NAMES, SAMPLERS, SCHEDULES, WEIGHTINGS
+from adaptive_ts.experiment.config.methods import NAMES, SAMPLERS, WEIGHTINGS
 from adaptive_ts.experiment.config.paths import cast, leaf_types, leaves
 from adaptive_ts.experiment.errors import nearest
 
@@ -48,8 +48,14 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 )
 
 
-def validate(config: Config) -> list[str]:
-    """All that is wrong with a config, one line per problem; empty when nothing is."""
+def validate(config: Config, *, unused: bool = True) -> list[str]:
+    """All that is wrong with a config, one line per problem; empty when nothing is.
+
+    Args:
+      config: of a run.
+      unused: whether an option that means nothing to the chosen method is a problem. It is what
+        somebody typed, not what an older run was started with.
+    """
     problems, sound, values = [], {}, leaves(config)
     for path, kind in leaf_types(type(config)).items():
         try:
@@ -66,7 +72,7 @@ def validate(config: Config) -> list[str]:
             if value is not None and not test(value):
                 problems.append(f"--{path}: {_words(value)} is out of range: must be {must_be}")
     # Comparing fields makes sense only of values that are themselves in order.
-    return problems or _conflicts(config)
+    return problems or _conflicts(config) + (_unused(config) if unused else [])
 
 
 def _conflicts(c: Config) -> list[str]:
@@ -78,7 +84,7 @@ def _conflicts(c: Config) -> list[str]:
             f"levels: give one True or False for each of --model.multipliers "
             f"{_words(c.model.multipliers)}"
         )
-    problems += _model_problems(c.model) + _guidance_problems(c) + _unused(c)
+    problems += _model_problems(c.model) + _guidance_problems(c)
     if c.sampler.name == "adaptive" and c.sampler.num_selected > c.sampler.num_buckets:
         problems.append(
             f"--sampler.num_selected: {c.sampler.num_selected} is out of range: must be in "
@@ -157,7 +163,7 @@ def _guidance_problems(c: Config) -> list[str]:
 
 
 def _unused(c: Config) -> list[str]:
-    """Options of samplers, weightings and schedules that are not the chosen ones."""
+    """Options of samplers and weightings that are not the chosen ones."""
     problems, plain = [], Config()
     chosen = {c.sampler.name, c.sampler.on_top_of}
     for field in dataclasses.fields(c.sampler):
@@ -180,11 +186,6 @@ def _unused(c: Config) -> list[str]:
                 f"--weighting.{field.name}: {value} means nothing {to}: leave it out, or add "
                 f"--weighting.name {' or '.join(owners)}"
             )
-    if not (c.schedule.rescale or SCHEDULES[c.schedule.name].rescale):
-        problems.append(
-            f"--schedule.rescale: False means nothing to {c.schedule.name}, which is the same at "
-            "any T: leave it out"
-        )
     return problems
 
 

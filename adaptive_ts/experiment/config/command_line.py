@@ -24,7 +24,7 @@ from adaptive_ts.experiment.errors import UserError, nearest
 
 DEFAULT_ROW = "digits"
 USAGE = "[ROW] [--field.path VALUE ...]"
-TRAIN_USAGE = "[ROW] [--dry_run] [--field.path VALUE ...]"
+TRAIN_USAGE = "[ROW] [--dry_run] [--configs DIR] [--field.path VALUE ...]"
 
 
 class _Option(NamedTuple):
@@ -48,6 +48,24 @@ def split_row(argv: Sequence[str], default: str = DEFAULT_ROW) -> tuple[str, lis
     """The name that comes first, or the default, and what follows."""
     named = bool(argv) and not argv[0].startswith("-")
     return (argv[0] if named else default), list(argv[named:])
+
+
+def split_option(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:
+    """The value of an option that is no field, or None, and the rest.
+
+    Raises:
+      UserError: it has no value.
+    """
+    words = list(argv)
+    for place, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name == option and equals:
+            return value, words[:place] + words[place + 1 :]
+        if name == option:
+            if place + 1 == len(words) or words[place + 1].startswith("--"):
+                raise UserError(f"{option}: expected a value; got nothing")
+            return words[place + 1], words[:place] + words[place + 2 :]
+    return None, words
 
 
 def parse(

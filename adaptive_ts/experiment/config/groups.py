@@ -101,7 +101,7 @@ class ScheduleConfig:
     num_timesteps: int = 1000
     """T, the number of diffusion timesteps."""
     rescale: bool = True
-    """Scale the betas of linear and quad by 1000/T, so that any T ends in the same noise."""
+    """Scale betas that rise to a fixed end by 1000/T, so that any T ends in the same noise."""
 
 
 @dataclass(frozen=True)

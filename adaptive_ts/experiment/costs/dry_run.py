@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from adaptive_ts.experiment.assembly.state import TrainState
-from adaptive_ts.experiment.assembly.step import variant
+from adaptive_ts.experiment.assembly.step import train_steps, variant
 from adaptive_ts.experiment.config.groups import Config
 from adaptive_ts.experiment.config.paths import replace
 from adaptive_ts.experiment.costs.counts import cost_of, notes
@@ -20,6 +20,7 @@ from adaptive_ts.experiment.devices import sharding
 from adaptive_ts.experiment.devices.compiling import compiling
 from adaptive_ts.experiment.errors import Log
 from adaptive_ts.experiment.train.plan import Plan, make_jobs, make_plan
+from adaptive_ts.types import Batch
 
 _STEPS = 8  # timed, of each variant
 _LARGEST = 5  # arrays told of
@@ -77,13 +78,22 @@ def _seconds(
     silent = jax.process_index() > 0
     with tqdm(total=len(steps) * _STEPS, desc="trying", unit=" step", disable=silent) as bar:
         for name, step in steps.items():
-            times = []
-            for _ in range(_STEPS):
-                batch = sharding.put_batch(next(data), plan.mesh)
-                began = time.perf_counter()
-                state, metrics = step(state, batch, plan.key)
-                jax.block_until_ready((state, metrics))
-                times.append(time.perf_counter() - began)
+            times: list[float] = []
+            began: list[float] = []
+
+            def placed(began: list[float] = began) -> Iterator[Batch]:
+                for batch in data:
+                    on_devices = sharding.put_batch(batch, plan.mesh)
+                    began.append(time.perf_counter())
+                    yield on_devices
+
+            taken = train_steps(
+                lambda probe, step=step: step, state, placed(), plan.key, stop=_STEPS, every=None
+            )
+            for done in taken:
+                state = done.state
+                jax.block_until_ready((state, done.metrics))
+                times.append(time.perf_counter() - began[-1])
                 bar.update()
             found[name] = min(times)
     return found

@@ -94,7 +94,7 @@ def with_memory(run: Callable[[], Any]) -> Any:
 
 
 def step_functions(built: Built) -> dict[str, StepFn]:
-    """The variants of the step that ``train.py`` compiles: "plain" and, if it probes, "probe"."""
+    """The variants of the step that ``train`` compiles: "plain" and, if it probes, "probe"."""
     if not built.probe_every:
         return {"plain": make_step(built.parts, probe=None)}
     return {name: make_step(built.parts, probe=name == "probe") for name in ("plain", "probe")}

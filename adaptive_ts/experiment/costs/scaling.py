@@ -50,7 +50,7 @@ def step_jobs(config: Config, count: int, image: jax.ShapeDtypeStruct) -> Jobs:
 
 
 def _steps(config: Config, mesh: jax.sharding.Mesh, image: jax.ShapeDtypeStruct) -> Jobs:
-    """Value of ``probe`` -> the step that ``train.py`` compiles."""
+    """Value of ``probe`` -> the step that ``train`` compiles."""
     built = build(config, mesh)
     config = replace(config, {"train.steps": built.probe_every or 1})
     key = jax.eval_shape(jax.random.key, 0)

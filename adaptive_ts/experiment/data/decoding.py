@@ -16,6 +16,7 @@ import numpy as np
 from adaptive_ts.experiment.data.records import file_of
 from adaptive_ts.experiment.errors import Log, UserError, one_line
 from adaptive_ts.experiment.files import read_arrays
+from adaptive_ts.experiment.pictures import to_uint8
 
 _PIXELS = np.dtype(np.uint8)
 
@@ -93,11 +94,6 @@ def as_uint8(images: np.ndarray, name: str) -> np.ndarray:
         f"{name}: {images.dtype} images lie in [{low}, {high}]; wanted uint8 in [0, 255] or floats "
         "in [-1, 1]"
     )
-
-
-def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Images in [-1, 1], or a little beyond, as pixels: 0 to 255, to the nearest."""
-    return np.rint((images.astype(np.float32).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 def as_stored(images: np.ndarray, name: str) -> np.ndarray:

@@ -35,8 +35,6 @@ from adaptive_ts.experiment.data.decoding import (
 )
 from adaptive_ts.experiment.errors import Log, UserError, quiet
 
-__all__ = ["Dataset", "Records", "batches", "from_arrays", "is_latent", "load", "load_split"]
-
 RAM_LIMIT = 4 * 2**30
 _HELD_OUT = 50  # of a set without a test split, every 50th record is in it
 _MAX_THREADS = 16

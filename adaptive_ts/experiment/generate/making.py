@@ -12,11 +12,11 @@ from adaptive_ts.experiment import pictures
 from adaptive_ts.experiment.assembly.build import Built
 from adaptive_ts.experiment.assembly.state import final_keys
 from adaptive_ts.experiment.config.groups import Config
-from adaptive_ts.experiment.data.decoding import to_uint8
 from adaptive_ts.experiment.devices import sharding
 from adaptive_ts.experiment.errors import UserError
 from adaptive_ts.experiment.generate.request import AT_ONCE, label_cycle
 from adaptive_ts.experiment.generate.trained import Trained
+from adaptive_ts.experiment.pictures import to_uint8
 from adaptive_ts.experiment.solvers.generator import guided, make_generator
 from adaptive_ts.types import Key, Params
 

@@ -1,4 +1,4 @@
-"""A run of ``train.py``, read back from its folder; nothing in it is changed."""
+"""A run, read back from its folder; nothing in it is changed."""
 
 import contextlib
 import tempfile
@@ -45,18 +45,18 @@ def read_config(run: Path) -> Config:
     """The config of a run's folder.
 
     Raises:
-      UserError: no such folder, none of ``train.py``'s, or one of another version.
+      UserError: no such folder, no run, or one of another version.
     """
     if not run.is_dir():
-        raise UserError(f"no run at {run}: give the folder that train.py wrote (its --workdir)")
+        raise UserError(f"no run at {run}: give the folder of a run (its --workdir)")
     try:
         saved = read_json(run / "config.json")
     except OSError as error:
         raise UserError(f"cannot read {run / 'config.json'}: {one_line(error)}") from error
     if not isinstance(saved, dict):
-        raise UserError(f"{run} holds no config.json of a run: give the folder that train.py wrote")
+        raise UserError(f"{run} holds no config.json of a run: give the folder of a run")
     config = from_dict(saved)
-    problems = validate(config)
+    problems = validate(config, unused=False)
     if problems:
         raise UserError(f"{run / 'config.json'}: {'; '.join(problems)}")
     return config
@@ -82,7 +82,7 @@ def load_trained(
     folder = run / "checkpoints"
     steps = _saved_steps(folder)
     if not steps:
-        raise UserError(f"{run} has no checkpoint: train.py saves one every --train.save_every")
+        raise UserError(f"{run} has no checkpoint: training saves one every --train.save_every")
     if step is not None and step not in steps:
         there = ", ".join(map(str, steps))
         raise UserError(f"--step: {run} has no checkpoint of step {step}: it has {there}")

@@ -21,8 +21,6 @@ COMMANDS: Mapping[str, str] = {
 }
 """Name -> what it does. The module has the same name, and a function ``main(argv)``."""
 
-_EXTRAS = {"torch": "latents", "diffusers": "latents", "torch_fidelity": "parity"}
-
 
 def main(argv: list[str]) -> int:
     """Runs a command; its name comes first."""
@@ -38,16 +36,7 @@ def main(argv: list[str]) -> int:
     if name not in COMMANDS:
         raise UserError(f"{name!r} is not a command: {nearest(name, COMMANDS)}")
     sys.argv[0] = f"adaptive-ts {name}"  # what a mistake is told by
-    try:
-        return importlib.import_module(f"adaptive_ts.experiment.main.{name}").main(rest)
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing in ("", "adaptive_ts"):
-            raise
-        extra = _EXTRAS.get(missing, "train")
-        raise UserError(
-            f"{missing} is not installed: pip install 'adaptive-ts[{extra}]'"
-        ) from error
+    return importlib.import_module(f"adaptive_ts.experiment.main.{name}").main(rest)
 
 
 def _help() -> str:

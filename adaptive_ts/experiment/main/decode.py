@@ -15,7 +15,7 @@ from adaptive_ts.experiment.data.vae import add_options, load_vae
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command\'s options."""
+    """The command's options."""
     parser = Parser(prog="adaptive-ts decode", description=__doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help=".npz with latents")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder, new or empty")

@@ -21,7 +21,7 @@ from adaptive_ts.experiment.data.vae import add_options, load_vae
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command\'s options."""
+    """The command's options."""
     parser = Parser(prog="adaptive-ts encode", description=__doc__)
     add = parser.add_argument
     add("folder", type=Path, metavar="DIR", help="of images")

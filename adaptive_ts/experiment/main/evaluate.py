@@ -4,7 +4,7 @@
 [--inception_weights PATH] [--preprocess NAME] [--reference FILE] [--split NAME] [--images FILE]
 [--num_likelihood N] [--diagnostics] [--out DIR]``
 
-RUN is a folder of ``train.py``. Its images (or those of FILE, an ``images.npz``) are compared with
+RUN is the folder of a run. Its images (or those of FILE, an ``images.npz``) are compared with
 a split of its data set, in the features of a classifier trained on that set or in Inception's, the
 default for colour; then the distance is FID. Leaves in OUT: ``evaluation.npz``, pictures by
 timestep and, last, ``evaluation.json``. The same command again prints the numbers that are there.
@@ -23,10 +23,10 @@ _OF_GENERATED = ("num_images", "solver", "steps", "eta", "spacing", "guidance", 
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command\'s options."""
+    """The command's options."""
     parser = Parser(prog="adaptive-ts evaluate", description=__doc__)
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="the run's folder, train.py's --workdir")
+    add("run", type=Path, metavar="RUN", help="the run's folder, its --workdir")
     request.add_options(parser)
     add(
         "--features",

@@ -4,7 +4,7 @@
 [--steps N] [--eta X] [--spacing NAME] [--guidance W] [--labels C [C ...]] [--seed S] [--step K]
 [--data_dir DIR] [--out DIR] [--no_png]``
 
-RUN is a folder of ``train.py``; what is not given is as in the run. Its averaged weights make
+RUN is the folder of a run; what is not given is as in the run. Its averaged weights make
 image i from the seed and from i alone, so a longer row of images begins with the shorter one, and
 without options the first are those that the run made at its end. A model that is told classes makes
 them in turn, or those given. Leaves in OUT: ``000000.png``, .., ``images.npz`` (``images``, uint8
@@ -19,10 +19,10 @@ from adaptive_ts.experiment.generate.request import add_options, options
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command\'s options."""
+    """The command's options."""
     parser = Parser(prog="adaptive-ts generate", description=__doc__)
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="the run's folder, train.py's --workdir")
+    add("run", type=Path, metavar="RUN", help="the run's folder, its --workdir")
     add_options(parser)
     add("--out", type=Path, help="folder of the images, new or empty; default: RUN/generated/..")
     add("--no_png", action="store_true", help="no file for each image")

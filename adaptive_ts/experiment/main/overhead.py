@@ -11,7 +11,7 @@ from adaptive_ts.experiment.config.command_line import parse, split_row
 
 
 def make_parser() -> Parser:
-    """The command\'s options."""
+    """The command's options."""
     parser = Parser(prog="adaptive-ts overhead", description=__doc__)
     parser.add_argument("--configs", help="folder of rows")
     return parser

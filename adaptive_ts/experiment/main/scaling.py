@@ -1,9 +1,9 @@
 """How the cost of a step grows with the number of devices, by the compiler's own count.
 
 ``adaptive-ts scaling [ROW] [--devices N ...] [--out FILE]
-[--field.path VALUE ...]``
+[--configs DIR] [--field.path VALUE ...]``
 
-ROW is one of ``configs/`` (default: overhead). Nothing is trained: the steps that ``train.py``
+ROW is one of ``configs/`` (default: overhead). Nothing is trained: the steps that ``train``
 would take on N devices, with the uniform sampler and with the row's own, without a probe and with
 one, are compiled and looked at. Strong scaling: the global batch is the row's whatever N is.
 
@@ -30,7 +30,7 @@ DEVICES = (1, 2, 4, 8)
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command\'s options."""
+    """The command's options."""
     parser = Parser(
         prog="adaptive-ts scaling",
         description=__doc__,

@@ -25,7 +25,7 @@ from adaptive_ts.experiment.errors import UserError
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command\'s options."""
+    """The command's options."""
     parser = Parser(prog="adaptive-ts tables", description=__doc__)
     add = parser.add_argument
     add("--rows", nargs="+", help="rows of the table, with or without TABLE_; default: all")
@@ -48,7 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
 def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options, with ``table``, and the fields' overrides; checked as far as that goes alone.
 
-    TABLE comes first, as train.py's ROW does: argparse would take an override's value for it.
+    TABLE comes first, as train's ROW does: argparse would take an override's value for it.
     """
     table, rest = split_row(argv)
     args, overrides = make_parser().parse_known_args(rest)

@@ -5,7 +5,7 @@
 [--no_generate] [--out FILE] [--trace DIR]``
 
 ROW is one of ``configs/`` (default: overhead; cifar10 for a GPU). Of each dtype, batch size and
-sampler, whole cycles of f_S steps as ``train.py`` runs them, on a batch that lies on the devices;
+sampler, whole cycles of f_S steps as ``train`` runs them, on a batch that lies on the devices;
 with ``--torch`` the same U-Net, loss, clipping, Adam and average in PyTorch, eager and compiled;
 and the row's images by its solver. All take turns, cycle by cycle after one to warm up, so that a
 machine whose speed drifts slows all alike. Utilisation is the model's FLOPs (the compiler's count
@@ -33,7 +33,7 @@ _OWN = {"--model.dtype": "--dtypes"}  # a field of which there are several here
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command\'s options."""
+    """The command's options."""
     parser = Parser(
         prog="adaptive-ts throughput",
         description=__doc__,

@@ -1,0 +1,1 @@
+"""Networks: each equal to its authors' code for the same weights."""

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adaptive_ts.experiment.config.groups import DataConfig
-from adaptive_ts.experiment.data.decoding import is_latent, to_uint8
+from adaptive_ts.experiment.data.decoding import is_latent
 from adaptive_ts.experiment.data.loading import load_split
 from adaptive_ts.experiment.errors import Log, UserError
+from adaptive_ts.experiment.pictures import to_uint8
 from adaptive_ts.experiment.quality.inception import Preprocess
 from adaptive_ts.experiment.quality.metrics import Gaussian
 from adaptive_ts.experiment.quality.reference import reference_features

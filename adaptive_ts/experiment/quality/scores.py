@@ -97,7 +97,7 @@ def classifier_network(data: DataConfig, log: Log = print) -> FeatureNetwork:
 
 
 def image_quality(images: Batches, network: FeatureNetwork, reference: Reference) -> dict[str, Any]:
-    """How close generated images are to real ones; see `image_metrics` for each number.
+    """How close generated images are to real ones; see `metrics` for each number.
 
     Args:
       images: batches of uint8 (n, H, W, C), four images or more in all. Of more than 10,000 all

@@ -9,12 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from adaptive_ts import collectives
-from adaptive_ts.experiment.config.groups import SPACINGS
-from adaptive_ts.experiment.solvers.steps import SOLVERS, make_path, solver_table, solver_timesteps
+from adaptive_ts.experiment.solvers.steps import SOLVERS, make_path, solver_table
 from adaptive_ts.schedules.base import VARIANCES, NoiseSchedule, known
 from adaptive_ts.types import Key, Params
-
-__all__ = ["SOLVERS", "SPACINGS", "EpsFn", "guided", "make_generator", "solver_timesteps"]
 
 # (params, x_t (b, H, W, C), t (b,)) -> the predicted noise, like x_t; with labels, and a fourth
 # argument (b,), if images are made with labels

@@ -26,13 +26,13 @@ def table_rows(args: argparse.Namespace) -> dict[str, str]:
       UserError: no such table or row, a table without rows, a label for several rows.
     """
     rows, table = load_rows(args.configs), args.table
-    tables = {row.path.stem for row in rows.values()}
+    tables = {row.table for row in rows.values()}
     if table not in tables:
         raise UserError(f"{table!r} is not a file of rows: {nearest(table, tables)}")
     found = {
         name.removeprefix(f"{table}_"): name
         for name, row in rows.items()
-        if row.path.stem == table and name.startswith(f"{table}_")
+        if row.table == table and name.startswith(f"{table}_")
     }
     if not found:
         raise UserError(f"{table}.py has no rows called {table}_...: no table")

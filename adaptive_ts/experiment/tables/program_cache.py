@@ -22,7 +22,7 @@ def keep_compiled() -> None:
 
 
 def program_of(config: Config) -> str:
-    """`contest_functions.program`, which takes seconds; from a cache while no file has changed."""
+    """`programs.program`, which takes seconds; from a cache while no file has changed."""
     path, code = CACHE / "programs.json", _code()
     saved = _read(path)
     known = saved["programs"] if saved.get("code") == code else {}

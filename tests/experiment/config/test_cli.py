@@ -187,7 +187,8 @@ def test_help_shows_the_rows_defaults(capsys):
     out, err = capsys.readouterr()
     assert err == ""
     assert (
-        out.splitlines()[0] == "usage: adaptive-ts train [ROW] [--dry_run] [--field.path VALUE ...]"
+        out.splitlines()[0]
+        == "usage: adaptive-ts train [ROW] [--dry_run] [--configs DIR] [--field.path VALUE ...]"
     )
     text = " ".join(out.replace("│", " ").split())
     assert "those of cifar10" in text

@@ -106,9 +106,8 @@ def test_fields_that_contradict_each_other():
     (unused,) = problems(weighting__k=2.0, weighting__name="min_snr")
     assert "means nothing to min_snr" in unused and "--weighting.name p2" in unused
     assert problems(weighting__k=2.0, weighting__name="p2") == []
-    (unused,) = problems(schedule__rescale=False, schedule__name="cosine")
-    assert unused.startswith("--schedule.rescale: False means nothing to cosine")
-    assert problems(schedule__rescale=False) == []
+    older = c.replace(c.Config(), {"weighting.name": "min_snr", "weighting.k": 2.0})
+    assert c.validate(older, unused=False) == [], "a run that was started with it can be read"
     (unknown,) = problems(sampler__on_top_of="adaptive")
     assert unknown.startswith("--sampler.on_top_of: 'adaptive' is unknown: ")
     assert problems(weighting__gamma=3.0, weighting__name="min_snr") == []

@@ -335,7 +335,5 @@ def test_a_mistake_ends_the_process_with_code_2_and_one_line(tmp_path):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
-    said = (
-        f"adaptive-ts evaluate: no run at {tmp_path / 'none'}: give the folder that train.py wrote"
-    )
+    said = f"adaptive-ts evaluate: no run at {tmp_path / 'none'}: give the folder of a run"
     assert done.stderr.startswith(said) and done.stderr.count("\n") == 1

@@ -18,13 +18,13 @@ from small_run import ROOT, tree
 from adaptive_ts.experiment.assembly import build
 from adaptive_ts.experiment.assembly.state import final_keys
 from adaptive_ts.experiment.config.groups import Config
-from adaptive_ts.experiment.data.decoding import to_uint8
 from adaptive_ts.experiment.devices import sharding
 from adaptive_ts.experiment.errors import UserError
 from adaptive_ts.experiment.generate import making
 from adaptive_ts.experiment.generate.trained import Trained
 from adaptive_ts.experiment.generate.writing import write_images
 from adaptive_ts.experiment.main import generate
+from adaptive_ts.experiment.pictures import to_uint8
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +241,5 @@ def test_a_mistake_ends_the_process_with_code_2_and_one_line(tmp_path):
     assert done.returncode == 2 and done.stdout == ""
     where = tmp_path / "none"
     assert done.stderr == (
-        f"adaptive-ts generate: no run at {where}: give the folder that train.py wrote (its "
-        "--workdir)\n"
+        f"adaptive-ts generate: no run at {where}: give the folder of a run (its --workdir)\n"
     )

@@ -9,6 +9,7 @@ from small_run import ROOT
 
 import adaptive_ts
 import train as script
+from adaptive_ts.experiment.commands import run_cli
 from adaptive_ts.experiment.config.row_files import built_in_folder, load_rows
 from adaptive_ts.experiment.errors import UserError
 from adaptive_ts.experiment.main import command, train
@@ -84,21 +85,27 @@ def test_train_py_is_the_same_command():
     assert script.main is train.main
 
 
-def test_what_is_not_installed_is_named_with_its_extra(monkeypatch):
+@pytest.mark.parametrize("argv", [["train"], ["train.py"]])
+def test_what_is_not_installed_is_named_with_its_extra(argv, monkeypatch, capsys):
     def needs(name):
         def main(argv):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
         return main
 
-    monkeypatch.setattr(sys, "argv", ["adaptive-ts"])
+    monkeypatch.setattr(sys, "argv", ["adaptive-ts", *argv])
     for module, extra in (("tyro", "train"), ("grain.python", "train"), ("torch", "latents")):
         monkeypatch.setattr(train, "main", needs(module))
-        with pytest.raises(UserError, match=rf"is not installed: pip install .*\[{extra}\]"):
-            command.main(["train"])
-    monkeypatch.setattr(train, "main", needs("adaptive_ts.nothing"))
-    with pytest.raises(ModuleNotFoundError):
-        command.main(["train"])
+        with pytest.raises(SystemExit) as stop:
+            run_cli(command.main if argv == ["train"] else train.main)
+        name = module.partition(".")[0]
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and said.count("\n") == 1
+        assert said.endswith(f": {name} is not installed: pip install 'adaptive-ts[{extra}]'\n")
+    for module in ("adaptive_ts.nothing", "somebody_s"):  # a fault of ours, or the row file's
+        monkeypatch.setattr(train, "main", needs(module))
+        with pytest.raises(ModuleNotFoundError):
+            run_cli(train.main)
 
 
 def test_rows_of_the_working_folder_come_first(tmp_path, monkeypatch):
@@ -110,7 +117,8 @@ def test_rows_of_the_working_folder_come_first(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "mine.py").write_text(ROW.replace("NAME", "digits"))
     (folder / "theirs.py").write_text("raise RuntimeError('somebody else, who has no ROWS')")
-    (folder / "broken.py").write_text("def (")
+    (folder / "theirs_too.py").write_text("import ml_collections\nROWS = 3")
+    (folder / "noted.py").write_text("from adaptive_ts import types\nROWS: int")
     rows = load_rows()
     assert rows["digits"].config.seed == 7 and set(rows) == set(built_in)
     (folder / "more.py").write_text(ROW.replace("NAME", "mine"))
@@ -118,6 +126,58 @@ def test_rows_of_the_working_folder_come_first(tmp_path, monkeypatch):
     (folder / "again.py").write_text(ROW.replace("NAME", "mine"))
     with pytest.raises(UserError, match="row 'mine' is also in"):
         load_rows()
+    (folder / "again.py").write_text(ROW.replace("NAME", "other").replace(")}", "}"))
+    with pytest.raises(UserError, match=r"configs/again\.py does not load: SyntaxError"):
+        load_rows()
+
+
+def test_a_row_in_the_place_of_a_built_in_one_stays_in_its_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "mine.py").write_text(ROW.replace("NAME", "digits_uniform"))
+    rows = load_rows()
+    assert rows["digits_uniform"].table == "digits" and rows["digits_uniform"].config.seed == 7
+    (tmp_path / "configs" / "digits.py").write_text(ROW.replace("NAME", "digits_other"))
+    (tmp_path / "configs" / "mine.py").unlink()
+    assert [name for name, row in load_rows().items() if row.table == "digits"] == ["digits_other"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("{3: Config()}", "row 3: use letters"),
+        ("{'a': Config(sampler=3)}", "row 'a': sampler is 3: give a SamplerConfig"),
+        ("{'a': Config(train=None)}", "row 'a': train is None: give a TrainConfig"),
+        ("exit(3)", "does not load: SystemExit: 3"),
+    ],
+)
+def test_a_row_that_is_none_is_named_in_one_line(rows, words, tmp_path):
+    source = f"from adaptive_ts.experiment.config import Config\nROWS = {rows}\n"
+    (tmp_path / "mine.py").write_text(source)
+    with pytest.raises(UserError, match=r"mine\.py") as error:
+        command.main(["train", "a", "--configs", str(tmp_path)])
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+NAMES_IN_THREADS = """
+import threading
+import adaptive_ts as ats
+barrier, found = threading.Barrier(8), []
+def use(name):
+    barrier.wait()
+    found.append(getattr(ats, name))
+names = "adaptive beta schedules learning vlb_loss check_sampler discrete weightings".split()
+threads = [threading.Thread(target=use, args=(name,)) for name in names]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert len(found) == 8
+"""
+
+
+def test_names_may_be_used_first_by_several_threads():
+    subprocess.run(
+        [sys.executable, "-c", NAMES_IN_THREADS], env={"PYTHONPATH": str(ROOT)}, check=True
+    )
 
 
 def test_this_repository_s_rows_are_the_built_in_ones(monkeypatch):

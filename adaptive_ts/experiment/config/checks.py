@@ -174,6 +174,7 @@ def _unused(c: Config) -> list[str]:
                 f"--sampler.{field.name}: its options mean nothing to the {c.sampler.name} "
                 f"sampler: leave them out, or add --sampler.name {owners[0]}"
             )
+    problems += _unused_fields(c, chosen)
     weighting = WEIGHTINGS[c.weighting.name]
     for field in dataclasses.fields(c.weighting):
         value = getattr(c.weighting, field.name)
@@ -186,6 +187,24 @@ def _unused(c: Config) -> list[str]:
                 f"--weighting.{field.name}: {value} means nothing {to}: leave it out, or add "
                 f"--weighting.name {' or '.join(owners)}"
             )
+    return problems
+
+
+def _unused_fields(c: Config, chosen: set[str | None]) -> list[str]:
+    """Fields of a chosen sampler's group that are another's, who shares the group."""
+    rows = [SAMPLERS[name] for name in sorted(name for name in chosen if name is not None)]
+    problems = []
+    for group in sorted({row.group for row in rows if row.group is not None}):
+        used = [row.fields for row in rows if row.group == group]
+        own, plain = getattr(c.sampler, group), getattr(Config().sampler, group)
+        for field in dataclasses.fields(own):
+            value = getattr(own, field.name)
+            known = any(fields is None or field.name in fields for fields in used)
+            if value != getattr(plain, field.name) and not known:
+                problems.append(
+                    f"--sampler.{group}.{field.name}: {value!r} means nothing to the "
+                    f"{c.sampler.name} sampler: leave it out"
+                )
     return problems
 
 

@@ -51,6 +51,7 @@ class Sampler(NamedTuple):
       group: the group ``sampler.GROUP`` whose fields are its keyword arguments, where they are not
         None; None: it has no group.
       arguments: (setting, the group's fields) -> its keyword arguments, where these are others.
+      fields: those of the group that mean something to it; None: all.
       schedule: it takes the noise schedule after the grid.
       coupled: it draws by inverse CDF, and takes ``coupling``.
       probes: it probes every ``sampler.every`` steps.
@@ -58,6 +59,7 @@ class Sampler(NamedTuple):
 
     group: str | None = None
     arguments: Callable[[Setting, Options], Options] = _as_they_are
+    fields: tuple[str, ...] | None = None
     schedule: bool = False
     coupled: bool = True
     probes: bool = False
@@ -134,9 +136,13 @@ def _loss_proportional(s: Setting, own: Options) -> Options:
     return {**own, "schedule": s.schedule, "weighting": weighting}
 
 
-def _log_snr(**names: str) -> Callable[[Setting, Options], Options]:
-    """The fields of ``sampler.log_snr`` that a law has, by its own names."""
-    return lambda s, own: {names[field]: own[field] for field in names if field in own}
+def _log_snr(**names: str) -> Sampler:
+    """A law of the log-SNR, which has these fields of ``sampler.log_snr`` by its own names."""
+
+    def arguments(s: Setting, own: Options) -> Options:
+        return {names[field]: own[field] for field in names if field in own}
+
+    return Sampler("log_snr", arguments, fields=tuple(names), schedule=True)
 
 
 SAMPLERS: Mapping[str, Sampler] = {
@@ -146,12 +152,10 @@ SAMPLERS: Mapping[str, Sampler] = {
     "curriculum": Sampler("curriculum", coupled=False),
     "entropy_rate": Sampler("entropy_rate", _entropy_rate, schedule=True),
     "impact": Sampler("impact", _impact, probes=True),
-    "log_normal_sigma": Sampler(
-        "log_snr", _log_snr(loc="p_mean", scale="p_std", placement="placement"), schedule=True
-    ),
-    "log_snr_cauchy": Sampler("log_snr", _log_snr(loc="loc", scale="scale"), schedule=True),
-    "log_snr_cosine": Sampler("log_snr", _log_snr(loc="shift", scale="scale"), schedule=True),
-    "log_snr_laplace": Sampler("log_snr", _log_snr(loc="loc", scale="scale"), schedule=True),
+    "log_normal_sigma": _log_snr(loc="p_mean", scale="p_std", placement="placement"),
+    "log_snr_cauchy": _log_snr(loc="loc", scale="scale"),
+    "log_snr_cosine": _log_snr(loc="shift", scale="scale"),
+    "log_snr_laplace": _log_snr(loc="loc", scale="scale"),
     "logit_normal": Sampler("logit_normal"),
     "lognorm_timestep": Sampler(schedule=True),
     "loss_proportional": Sampler("proportional", _loss_proportional),

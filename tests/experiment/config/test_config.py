@@ -94,6 +94,10 @@ def test_fields_that_contradict_each_other():
     (coupling,) = problems(sampler__coupling="antithetic", sampler__name="speed")
     assert "means nothing to the speed sampler" in coupling
     assert problems(sampler__coupling="antithetic", sampler__name="beta") == []
+    law = {"sampler__log_snr__placement": "nearest"}
+    (unused,) = problems(**law, sampler__name="log_snr_laplace")
+    assert unused.startswith("--sampler.log_snr.placement: 'nearest' means nothing to the log_snr_")
+    assert problems(**law, sampler__name="log_normal_sigma") == []
     (unused,) = problems(sampler__beta__b=2.0)
     assert unused.startswith("--sampler.beta: ") and "add --sampler.name beta" in unused
     assert problems(sampler__beta__b=2.0, sampler__name="beta") == []

@@ -1,5 +1,6 @@
 """What samplers learn while a model trains: statistics, probes, selection and the policy."""
 
+from adaptive_ts.learning.impact import forward_impact
 from adaptive_ts.learning.policy import (
     Policy,
     beta_entropy,
@@ -8,7 +9,7 @@ from adaptive_ts.learning.policy import (
     beta_sample,
     conv_beta_policy,
 )
-from adaptive_ts.learning.probe import decrease_on_batch, decrease_profile, forward_impact
+from adaptive_ts.learning.probe import decrease_on_batch, decrease_profile
 from adaptive_ts.learning.selection import (
     ProfileQueue,
     f_statistic,

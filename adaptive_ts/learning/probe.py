@@ -1,17 +1,15 @@
-"""What one optimizer step buys, by timestep: by differences of losses, or by forward mode."""
+"""What one optimizer step bought, by timestep: differences of losses."""
 
 from collections.abc import Callable
-from typing import TypeGuard
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from adaptive_ts import collectives
+from adaptive_ts.learning.over_timesteps import is_indexed, over_buckets, per_example, unrolled
 from adaptive_ts.types import (
     AxisName,
     Batch,
-    IndexedLossFn,
     Key,
     LossFn,
     Metrics,
@@ -77,14 +75,14 @@ def decrease_on_batch(
 
     def losses(p: Params, t: jax.Array, k: Key) -> PerExample:
         t = jnp.broadcast_to(t, (size,))
-        if _is_indexed(loss_fn):
+        if is_indexed(loss_fn):
             values = loss_fn.at(p, batch, t, k, index)
         else:
             values = loss_fn(p, batch, t, collectives.device_key(k, axis_name))
-        return _per_example(values, size)
+        return per_example(values, size)
 
     decrease = _decrease(losses, params, new_params, relative)
-    over_timesteps = jax.vmap if sharding is None else _unrolled
+    over_timesteps = jax.vmap if sharding is None else unrolled
     if common_noise:
         return over_timesteps(lambda t: decrease(t, key, key))(timesteps)
     before, after = jax.random.split(key, (2, timesteps.shape[0]))
@@ -141,11 +139,11 @@ def decrease_profile(
     """
 
     def losses(p: Params, t: jax.Array, k: Key) -> jax.Array:
-        if _is_indexed(loss_fn):  # index 0 on every device: one noise for the whole profile
+        if is_indexed(loss_fn):  # index 0 on every device: one noise for the whole profile
             value = loss_fn.at(p, example, t[None], k, jnp.zeros((1,), jnp.int32))
         else:
             value = loss_fn(p, example, t[None], k)
-        return _per_example(value, 1)[0]
+        return per_example(value, 1)[0]
 
     decrease = _decrease(losses, params, new_params, relative)
     fresh = jax.random.split(key)
@@ -155,92 +153,7 @@ def decrease_profile(
             return decrease(t, key, key)
         return decrease(t, *jax.vmap(jax.random.fold_in, (0, None))(fresh, index))
 
-    return _over_buckets(at_bucket, timesteps, chunk, axis_name, sharding)
-
-
-def forward_impact(
-    loss_fn: LossFn,
-    params: Params,
-    direction: Params,
-    examples: Batch,
-    timesteps: PerBucket,
-    key: Key,
-    *,
-    chunk: int | None = None,
-    axis_name: AxisName = None,
-    sharding: jax.sharding.NamedSharding | None = None,
-) -> PerBucket:
-    """How much a step along ``direction`` lowers the loss at each timestep, to first order.
-
-      impact[k] = -mean over x of d/ds L(params + s direction; x, tau_k) at s = 0
-
-    By forward mode (``jax.jvp``), ``jax.vmap`` over the timestep buckets: exact derivatives, no
-    difference of two noisy losses. With ``direction`` the optimizer's response to the gradient of
-    an objective J, update(grad J) - update(0), this is <grad L_tau, P grad J>: by symmetry of P,
-    also how much a step on the loss at tau lowers J. All buckets see the same noise.
-
-    Args:
-      loss_fn: per-example loss, linearised at ``params``.
-      params: where.
-      direction: a tangent, of the params' structure.
-      examples: m batches of one example, stacked: per-example leaves are (m, 1, ...).
-      timesteps: (n,) one timestep per bucket.
-      key: one key; the same on every device.
-      chunk: how many buckets are evaluated at once; None for all.
-      axis_name: the mapped axis inside ``shard_map`` or ``pmap``: the devices share the buckets.
-      sharding: in global view, the sharding of an axis of buckets, for the same purpose.
-
-    Returns:
-      (n,) impacts, in the units of ``loss_fn``, the same on every device; NaN where the loss is
-      not finite.
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import adaptive_ts as ats
-      >>> def loss_fn(params, batch, t, key):
-      ...     return (params - batch["x"]) ** 2 * t
-      >>> examples = {"x": jnp.asarray([[0.0], [1.0]])}
-      >>> args = jnp.float32(2.0), jnp.float32(-0.5), examples, jnp.asarray([1.0, 3.0])
-      >>> print(ats.learning.forward_impact(loss_fn, *args, jax.random.key(0)))
-      [1.5 4.5]
-
-    Source: this library's own; the reward it approximates: Kim et al., arXiv 2411.09998, Eq. 14.
-    """
-    num_examples = jax.tree.leaves(examples)[0].shape[0]
-    order = jnp.arange(num_examples, dtype=jnp.int32)[:, None]
-
-    def at_bucket(t: jax.Array, _: jax.Array) -> jax.Array:
-        def loss(p: Params, example: Batch, index: jax.Array) -> jax.Array:
-            if _is_indexed(loss_fn):
-                value = loss_fn.at(p, example, t[None], key, index)
-            else:
-                value = loss_fn(p, example, t[None], jax.random.fold_in(key, index[0]))
-            return _per_example(value, 1)[0].astype(jnp.promote_types(value.dtype, jnp.float32))
-
-        def mean(p: Params) -> jax.Array:
-            return jnp.mean(jax.vmap(loss, (None, 0, 0))(p, examples, order))
-
-        value, slope = jax.jvp(mean, (params,), (direction,))
-        return jnp.where(jnp.isfinite(value), -slope, jnp.nan)
-
-    return _over_buckets(at_bucket, timesteps, chunk, axis_name, sharding)
-
-
-def optimizer_response(
-    optimizer: optax.GradientTransformation,
-    grads: Params,
-    opt_state: optax.OptState,
-    params: Params,
-) -> Params:
-    """What of the optimizer's step is owed to these gradients: update(grads) - update(0).
-
-    It points downhill, as optax's updates do, and leaves out momentum and weight decay, which
-    come whatever the gradient is.
-    """
-    zeros = jax.tree.map(jnp.zeros_like, grads)
-    moved, _ = optimizer.update(grads, opt_state, params)
-    coasted, _ = optimizer.update(zeros, opt_state, params)
-    return jax.tree.map(lambda a, b, p: (a - b).astype(p.dtype), moved, coasted, params)
+    return over_buckets(at_bucket, timesteps, chunk, axis_name, sharding)
 
 
 def probe_when_due(
@@ -274,44 +187,6 @@ def probe_when_due(
     )
 
 
-def _over_buckets(
-    at_bucket: Callable[[jax.Array, jax.Array], jax.Array],
-    timesteps: PerBucket,
-    chunk: int | None,
-    axis_name: AxisName,
-    sharding: jax.sharding.NamedSharding | None,
-) -> PerBucket:
-    """``at_bucket(t, index)`` of every bucket, vmapped in chunks, shared by the devices."""
-    num = timesteps.shape[0]
-    devices = _devices_sharing(axis_name, sharding)
-    local = -(-num // devices)  # buckets per device, rounded up to whole chunks
-    size = min(chunk or local, local)
-    local = -(-local // size) * size
-
-    index = jnp.minimum(jnp.arange(local * devices, dtype=jnp.int32), num - 1)
-    if axis_name is not None:
-        start = collectives.axis_index(axis_name) * local
-        index = jax.lax.dynamic_slice_in_dim(index, start, local)
-
-    def evaluate(index: jax.Array) -> jax.Array:
-        if sharding is not None:
-            index = jax.lax.with_sharding_constraint(index, sharding)
-        values = jax.vmap(at_bucket)(timesteps[index], index)
-        # Or else the compiler gathers what the values are made of, to make them on each device.
-        return values if sharding is None else jax.lax.with_sharding_constraint(values, sharding)
-
-    if local == size:
-        profile = evaluate(index)
-    else:
-        profile = jax.lax.map(evaluate, index.reshape(local // size, -1)).reshape(-1)
-    return collectives.replicate(collectives.all_gather(profile, axis_name), sharding)[:num]
-
-
-def _unrolled(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`jax.vmap`, one after the other."""
-    return lambda *xs: jnp.stack([f(*row) for row in zip(*xs, strict=True)])
-
-
 def _decrease(
     losses: Callable[[Params, jax.Array, Key], jax.Array],
     params: Params,
@@ -325,23 +200,3 @@ def _decrease(
         return jnp.log(jnp.maximum(loss, _TINY)) if relative else loss
 
     return lambda t, before, after: value(params, t, before) - value(new_params, t, after)
-
-
-def _per_example(losses: PerExample, size: int) -> PerExample:
-    if losses.shape != (size,):
-        raise ValueError(
-            f"loss_fn must return one loss per example, shape ({size},), got {losses.shape}; "
-            "leave the mean over the batch to the caller"
-        )
-    return losses
-
-
-def _is_indexed(loss_fn: LossFn) -> TypeGuard[IndexedLossFn]:
-    """Whether the loss folds its key by explicit example indices, as this library's losses do."""
-    return hasattr(loss_fn, "at")
-
-
-def _devices_sharing(axis_name: AxisName, sharding: jax.sharding.NamedSharding | None) -> int:
-    if axis_name is not None:
-        return collectives.axis_size(axis_name)
-    return 1 if sharding is None else collectives.parts(sharding)

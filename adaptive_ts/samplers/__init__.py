@@ -1,8 +1,10 @@
 """Timestep samplers."""
 
-from adaptive_ts.samplers.adaptive import AdaptiveState, adaptive
+from adaptive_ts.samplers.adaptive import adaptive
+from adaptive_ts.samplers.adaptive_probe import AdaptiveState
 from adaptive_ts.samplers.curriculum import CurriculumState, curriculum
-from adaptive_ts.samplers.impact import ImpactState, impact
+from adaptive_ts.samplers.impact import impact
+from adaptive_ts.samplers.impact_probe import ImpactState
 from adaptive_ts.samplers.log_snr import (
     log_normal_sigma,
     log_snr_cauchy,

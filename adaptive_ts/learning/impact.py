@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adaptive_ts.learning.derivative import derivative_along
 from adaptive_ts.learning.over_timesteps import is_indexed, over_buckets, per_example
 from adaptive_ts.types import (
     AxisName,
@@ -77,7 +78,7 @@ def forward_impact(
         def mean(p: Params) -> jax.Array:
             return jnp.mean(jax.vmap(loss, (None, 0, 0))(p, examples, order))
 
-        value, slope = jax.jvp(mean, (params,), (direction,))
+        value, slope = derivative_along(mean, params, direction)
         return jnp.where(jnp.isfinite(value), -slope, jnp.nan)
 
     return over_buckets(at_bucket, timesteps, chunk, axis_name, sharding)

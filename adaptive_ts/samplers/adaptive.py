@@ -8,8 +8,9 @@ import optax
 
 from adaptive_ts import collectives
 from adaptive_ts.learning import policy as policies
-from adaptive_ts.learning import probe as probes
 from adaptive_ts.learning import reinforce, selection
+from adaptive_ts.learning.due import moved, probe_when_due
+from adaptive_ts.learning.probe import Estimate
 from adaptive_ts.samplers.adaptive_probe import (
     METRICS,
     AdaptiveState,
@@ -42,6 +43,7 @@ def adaptive(
     num_selected: int = 3,
     history: int = 20,
     entropy_coef: float = 1e-2,
+    estimate: Estimate = "auto",
     common_noise: bool = True,
     entropy: Literal["bonus", "in_reward"] = "bonus",
     reduce: Literal["mean", "sum"] = "mean",
@@ -66,7 +68,9 @@ def adaptive(
 
     ``update`` needs the extras ``key``, ``batch``, ``loss_fn`` (the objective to lower: the
     paper's is `vlb_loss`), ``params`` and ``new_params``. Its extra ``probe=True/False`` decides
-    at trace time whether this step probes, in place of the counter inside ``lax.cond``.
+    at trace time whether this step probes, in place of the counter inside ``lax.cond``. A step
+    that moved no parameter (gradients accumulated or skipped) can't be judged: it learns nothing,
+    says ``probed`` 0, and the probe is due at the next.
 
     The paper's text and its published code differ; each difference is an option, and
     ``docs/concepts/adaptive.md`` says which value is whose.
@@ -79,6 +83,8 @@ def adaptive(
       num_selected: |S|.
       history: |Q|, rows in the queue of profiles.
       entropy_coef: weight of the entropy bonus, in units of the (normalised) reward.
+      estimate: of the decreases, as in `decrease_on_batch`: ``"difference"``, ``"directional"``,
+        or ``"auto"``: the derivative where the model computes in less than float32.
       common_noise: the same noise before and after the step.
       entropy: a plain ``"bonus"``, or ``"in_reward"``: a part of the reward.
       reduce: ``"mean"`` or ``"sum"`` of the decreases over S.
@@ -117,6 +123,7 @@ def adaptive(
         num_selected=num_selected,
         history=history,
         entropy_coef=entropy_coef,
+        estimate=estimate,
         common_noise=common_noise,
         entropy=entropy,
         reduce=reduce,
@@ -176,6 +183,12 @@ def adaptive(
             step_taken = StepTaken(loss_fn, params, new_params, batch, sample)
             return probe_step(state, step_taken, key, grid, policy, optimizer, options)
 
-        return probes.probe_when_due(state, probed, every=every, probe=probe)
+        return probe_when_due(
+            state,
+            probed,
+            every=every,
+            probe=probe,
+            may=lambda: moved(params, new_params, axis_name),
+        )
 
     return TimestepSampler(init, GridSample(grid, draw), log_density, update)

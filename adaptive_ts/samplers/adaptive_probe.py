@@ -32,7 +32,7 @@ class AdaptiveState(NamedTuple):
     """All that the sampler learns; one pytree, to be saved and restored with the model.
 
     Attributes:
-      step: () int32, optimizer steps seen.
+      step: () int32, optimizer steps seen; it stands still while a probe waits for one that moves.
       policy: parameters of the policy network.
       opt_state: state of the policy's optimizer.
       queue: the last profiles delta_{k, tau}.
@@ -55,6 +55,7 @@ class Options(NamedTuple):
     num_selected: int
     history: int
     entropy_coef: float
+    estimate: probes.Estimate
     common_noise: bool
     entropy: Literal["bonus", "in_reward"]
     reduce: Literal["mean", "sum"]
@@ -101,6 +102,7 @@ def probe_step(
         collectives.take_example(step.batch, chosen, size, axis_name, options.bucket_sharding),
         timesteps,
         key_profile,
+        estimate=options.estimate,
         common_noise=options.common_noise,
         relative=options.relative,
         chunk=options.chunk,
@@ -121,6 +123,7 @@ def probe_step(
         step.batch,
         timesteps[used],
         key_reward,
+        estimate=options.estimate,
         common_noise=options.common_noise,
         relative=options.relative,
         axis_name=axis_name,
@@ -218,6 +221,7 @@ def check_options(options: Options) -> None:
         raise ValueError(f"entropy must be 'bonus' or 'in_reward', got {options.entropy!r}")
     if options.reduce not in ("mean", "sum"):
         raise ValueError(f"reduce must be 'mean' or 'sum', got {options.reduce!r}")
+    probes.check_estimate(options.estimate, options.common_noise)
     if options.axis_name is not None and options.bucket_sharding is not None:
         raise ValueError(
             f"bucket_sharding is for the global view, but axis_name={options.axis_name!r} was "

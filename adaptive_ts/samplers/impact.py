@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adaptive_ts.learning.probe import probe_when_due
+from adaptive_ts.learning.due import moved, probe_when_due
 from adaptive_ts.samplers.impact_probe import (
     METRICS,
     ImpactState,
@@ -68,7 +68,8 @@ def impact(
 
     All weights are 1: the shift of the training loss is intended (`importance_weighted` undoes
     it). ``update`` needs the extras ``key``, ``batch``, ``loss_fn``, ``params`` and ``opt_state``
-    (both from before the step), and takes ``probe`` as `adaptive` does. Why the options are what
+    (both from before the step), and takes ``probe`` as `adaptive` does; with ``new_params`` a probe
+    waits for a step that moved them. Why the options are what
     they are: ``docs/concepts/adaptive.md``.
 
     Args:
@@ -152,6 +153,7 @@ def impact(
         loss_fn: LossFn,
         params: Params,
         opt_state: optax.OptState,
+        new_params: Params | None = None,
         probe: bool | None = None,
         **extra: Any,
     ) -> tuple[ImpactState, Metrics]:
@@ -159,7 +161,12 @@ def impact(
             model = Model(loss_fn, params, opt_state, optimizer, batch)
             return probe_model(state, model, key, grid, cells, options)
 
-        return probe_when_due(state, probed, every=every, probe=probe)
+        def may() -> jax.Array:
+            if new_params is None:
+                return jnp.asarray(True)
+            return moved(params, new_params, axis_name)
+
+        return probe_when_due(state, probed, every=every, probe=probe, may=may)
 
     return table_sampler(
         grid,

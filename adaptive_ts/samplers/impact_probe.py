@@ -34,7 +34,7 @@ class ImpactState(NamedTuple):
     """All that the sampler learns; one pytree, to be saved and restored with the model.
 
     Attributes:
-      step: () int32, optimizer steps seen.
+      step: () int32, optimizer steps seen; it stands still while a probe waits for one that moves.
       impact: (n,) decayed sum of the scaled impacts.
       impact_weight: () its normaliser: impact / impact_weight is the average.
       loss: (n,) decayed sums of the objective's loss per bucket.

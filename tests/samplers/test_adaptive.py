@@ -43,8 +43,8 @@ def rewarded(sampler, state, key, reward, **extra):
         key=k_update,
         batch=BATCH,
         loss_fn=gain_loss,
-        params={"gain": zero},
-        new_params={"gain": -reward(draw.u)},
+        params={"gain": zero, "other": jnp.float32(0)},
+        new_params={"gain": -reward(draw.u), "other": jnp.float32(1)},
         **extra,
     )
 

@@ -29,6 +29,15 @@ class Policy(NamedTuple):
     apply: Callable[[Params, Batch], tuple[PerExample, PerExample]]
 
 
+def _zeros(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """Zeros that the compiler can't know to be zeros.
+
+    In a program that both makes and uses them, jaxlib's CPU backend computes pooling, then a
+    product with constants, wrongly (findings/xla_cpu_pooling_times_constants.sh).
+    """
+    return 0.0 * jax.random.uniform(key, shape, dtype)
+
+
 class _ConvBeta(nn.Module):
     channels: tuple[int, ...]
     hidden: tuple[int, ...]
@@ -47,9 +56,7 @@ class _ConvBeta(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for width in self.hidden:
             x = nn.relu(nn.Dense(width)(x))
-        head = nn.Dense(
-            2, kernel_init=nn.initializers.zeros, bias_init=nn.initializers.constant(0.5)
-        )
+        head = nn.Dense(2, kernel_init=_zeros, bias_init=nn.initializers.constant(0.5))
         out = nn.softplus(head(x)) + 1e-5
         return out[:, 0], out[:, 1]
 

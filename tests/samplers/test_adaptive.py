@@ -259,3 +259,13 @@ def test_update_names_what_is_missing():
 def test_images_of_the_wrong_rank():
     with pytest.raises(ValueError, match=r"\(b, H, W, C\)"):
         make().init(jax.random.key(0), {"image": jnp.zeros((4, 8, 8))})
+
+
+def test_init_and_draw_in_one_program():
+    """The compiler then knows how the policy starts: jaxlib's CPU backend got that wrong."""
+    sampler = ats.adaptive(GRID, ats.learning.conv_beta_policy(), optax.adam(1e-3))
+    batch, key = {"image": jnp.tile(IMAGES, (8, 2, 2, 1))}, jax.random.key(0)
+    state = sampler.init(key, batch)
+    apart = sampler.sample(key, state, batch).u
+    at_once = jax.jit(lambda key: sampler.sample(key, sampler.init(key, batch), batch).u)(key)
+    np.testing.assert_allclose(at_once, apart, atol=1e-6)

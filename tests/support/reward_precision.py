@@ -1,4 +1,4 @@
-"""The look-ahead reward of a bfloat16 network beside float64's: `python -m` prints the table.
+"""The look-ahead reward of a bfloat16 network beside float64's.
 
 A residual convolutional network with attention, all of it in the precision asked for, is trained
 on noisy digits with Adam; at each of some steps the reward is what `decrease_on_batch` says.
@@ -131,18 +131,3 @@ def correlations(lr, loss_dtype, estimates, *, probes=20, warm_up=100, every=3):
         e: (float(np.median([c for c, _ in v])), int(sum(s for _, s in v)))
         for e, v in found.items()
     }
-
-
-def table(rates=(1e-5, 1e-4, 1e-3)):
-    """Lines: loss, learning rate, then each estimate's correlation and right signs of 20."""
-    yield "| loss | lr | difference | directional |\n|---|---|---|---|"
-    for dtype in (jnp.float32, jnp.bfloat16):
-        for lr in rates:
-            found = correlations(lr, dtype, ("difference", "directional"))
-            cells = " | ".join(f"{c:.4f}, {right}" for c, right in found.values())
-            yield f"| {jnp.dtype(dtype).name} | {lr:g} | {cells} |"
-
-
-if __name__ == "__main__":
-    for line in table():
-        print(line, flush=True)

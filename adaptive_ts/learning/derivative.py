@@ -61,10 +61,11 @@ def derivative_along(
     obstacle = _obstacle(of_moving, start, direction)
     if obstacle is None:
         return _forward(of_moving, start, direction)
-    if _traceable(_transposed, of_moving, start, direction):
-        way, found = "the transpose of reverse mode", _transposed
-    else:
-        way, found = f"a difference of {_AMPLITUDE:.1%} of the parameters' norm", _central
+    exact = [f for f in (_transposed, _varying) if _traceable(f, of_moving, start, direction)]
+    found = exact[0] if exact else _central
+    way = "the transpose of reverse mode"
+    if not exact:
+        way = f"a difference of {_AMPLITUDE:.1%} of the parameters' norm"
     warnings.warn(
         f"{obstacle} of the loss has no forward-mode derivative: {way} takes its place",
         stacklevel=2,
@@ -174,6 +175,21 @@ def _transposed(f: Callable[..., jax.Array], start: _Leaves, direction: _Leaves)
     value, pullback = jax.vjp(f, *start)
     (slope,) = jax.linear_transpose(pullback, value)(tuple(direction))
     return value, slope
+
+
+def _varying(f: Callable[..., jax.Array], start: _Leaves, direction: _Leaves) -> Any:
+    """In ``shard_map`` a backward rule gives each device's own part of what all devices share."""
+
+    def axes(kind: Any) -> frozenset[str]:
+        return kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma
+
+    wanted = axes(jax.eval_shape(f, *start))
+
+    def own(x: jax.Array) -> jax.Array:
+        missing = tuple(wanted - axes(jax.typeof(x)))
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return _transposed(f, [own(x) for x in start], [own(x) for x in direction])
 
 
 def _central(f: Callable[..., jax.Array], start: _Leaves, direction: _Leaves) -> Any:

@@ -115,7 +115,7 @@ def adaptive(
       >>> batch = {"image": jnp.zeros((4, 8, 8, 1))}
       >>> state = sampler.init(jax.random.key(0), batch)
       >>> print(state.selected, sampler.sample(jax.random.key(1), state, batch).t.shape)
-      [16 50 83] (4,)
+      [ 6 18] (4,)
 
     Source: Kim et al., CVPR 2025 (arXiv 2411.09998), Algorithms 1 and 2, Eq. 14.
     """

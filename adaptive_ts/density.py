@@ -78,7 +78,7 @@ def effective_density(
     if batch is None:
         batch = {"image": jnp.zeros((1, 8, 8, 1))}
     if state is None:
-        state = sampler.init(jax.random.key(0), batch)
+        state = sampler.init(collectives.seed_key(0), batch)
     timesteps = bucket_timesteps(grid)
     _, share = relative_density(sampler, state, batch, timesteps, grid.to_u(timesteps))
     if weighting is not None and schedule is not None:

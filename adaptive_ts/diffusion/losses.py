@@ -58,6 +58,7 @@ class ExampleLoss:
       at: (params, batch, t, key, index) -> (b,); index (b,) int32 names each example's noise.
         Hand the same index to several timesteps and they share one noise. The model's key
         (dropout) is folded by the first index: its own on every device, equal within a profile.
+        The noise is threefry's whatever the key is; the model's key is of the same implementation.
       axis_name: the mapped device axis, or None in the global view.
     """
 
@@ -80,7 +81,10 @@ def _example_loss(
 
     def at(params: Params, batch: Batch, t: PerExample, key: Key, index: PerExample) -> PerExample:
         x0 = as_float(image(batch))
-        k_noise, k_model = jax.random.split(key)
+        own = collectives.threefry(key)
+        k_noise, k_model = jax.random.split(own)
+        if own is not key:  # the model's dropout stays with the generator that was chosen for it
+            k_model = key
         keys = collectives.example_keys(k_noise, index)
         noise = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:], x0.dtype))(keys)
         x_t = corrupt(schedule, x0, noise, t)
@@ -327,7 +331,7 @@ def total_bits_per_dim(
     t_all = jnp.arange(total, dtype=jnp.int32) if timesteps is None else timesteps
     if t_all.ndim != 1 or t_all.size == 0 or chunk < 1:
         raise ValueError(f"timesteps {t_all.shape}, chunk {chunk}: need (k,) and chunk >= 1")
-    x0 = image(batch)
+    x0, key = image(batch), collectives.threefry(key)
 
     def term(t: jax.Array) -> PerExample:
         full = jnp.broadcast_to(t, x0.shape[:1])

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adaptive_ts.collectives import threefry
 from adaptive_ts.learning.over_timesteps import is_indexed, over_buckets, per_example
 from adaptive_ts.types import (
     AxisName,
@@ -63,6 +64,7 @@ def forward_impact(
 
     Source: this library's own; the reward it approximates: Kim et al., arXiv 2411.09998, Eq. 14.
     """
+    key = threefry(key)
     num_examples = jax.tree.leaves(examples)[0].shape[0]
     order = jnp.arange(num_examples, dtype=jnp.int32)[:, None]
 

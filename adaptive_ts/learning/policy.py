@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import digamma, gammaln
 
+from adaptive_ts import collectives
 from adaptive_ts.types import Batch, Key, Params, PerExample
 
 _TINY = 1e-30  # its inverse, and a hundred million times that, are still float32 numbers
@@ -197,7 +198,11 @@ def beta_sample(keys: jax.Array, a: PerExample, b: PerExample) -> PerExample:
     """
     if keys.shape[:1] != a.shape:
         raise ValueError(f"keys {keys.shape} and a {a.shape}: give one key per example")
-    u = jax.vmap(lambda key, a, b: jax.random.beta(key, a, b, dtype=jnp.float32))(keys, a, b)
+
+    def draw(key: Key, a: jax.Array, b: jax.Array) -> jax.Array:
+        return jax.random.beta(collectives.threefry(key), a, b, dtype=jnp.float32)
+
+    u = jax.vmap(draw)(keys, a, b)
     return jax.lax.stop_gradient(jnp.clip(u, _TINY, _BELOW_ONE))
 
 

@@ -132,7 +132,7 @@ def adaptive(
     check_options(options)
 
     def init(key: Key, batch: Batch) -> AdaptiveState:
-        params = policy.init(key, batch)
+        params = policy.init(collectives.threefry(key), batch)
         zero = jnp.float32(0)
         return AdaptiveState(
             step=jnp.int32(0),
@@ -174,7 +174,8 @@ def adaptive(
     ) -> tuple[AdaptiveState, Metrics]:
         def probed(state: AdaptiveState) -> AdaptiveState:
             step_taken = StepTaken(loss_fn, params, new_params, batch, sample)
-            return probe_step(state, step_taken, key, grid, policy, optimizer, options)
+            own = collectives.threefry(key)
+            return probe_step(state, step_taken, own, grid, policy, optimizer, options)
 
         return probes.probe_when_due(state, probed, every=every, probe=probe)
 

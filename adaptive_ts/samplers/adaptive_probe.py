@@ -123,6 +123,7 @@ def probe_step(
         key_reward,
         common_noise=options.common_noise,
         relative=options.relative,
+        size=size,
         axis_name=axis_name,
         sharding=options.bucket_sharding,
     )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adaptive_ts.collectives import threefry
 from adaptive_ts.learning.probe import probe_when_due
 from adaptive_ts.samplers.impact_probe import (
     METRICS,
@@ -156,8 +157,8 @@ def impact(
         **extra: Any,
     ) -> tuple[ImpactState, Metrics]:
         def probed(state: ImpactState) -> ImpactState:
-            model = Model(loss_fn, params, opt_state, optimizer, batch)
-            return probe_model(state, model, key, grid, cells, options)
+            model = Model(loss_fn, params, opt_state, optimizer, batch, sample.t.shape[0])
+            return probe_model(state, model, threefry(key), grid, cells, options)
 
         return probe_when_due(state, probed, every=every, probe=probe)
 

@@ -69,13 +69,14 @@ class Options(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What is being trained, before the step."""
+    """What is being trained, before the step, on ``size`` examples of this device."""
 
     loss_fn: LossFn
     params: Params
     opt_state: optax.OptState
     optimizer: optax.GradientTransformation
     batch: Batch
+    size: int
 
 
 def probe_model(
@@ -87,7 +88,7 @@ def probe_model(
     options: Options,
 ) -> ImpactState:
     keys = jax.random.split(key, 5)
-    axis_name, size = options.axis_name, collectives.batch_size(model.batch)
+    axis_name, size = options.axis_name, model.size
     grads, loss, loss_weight = _objective_gradient(state, model, keys[:2], grid, cells, options)
     direction = optimizer_response(model.optimizer, grads, model.opt_state, model.params)
     total = size * collectives.axis_size(axis_name)
@@ -135,7 +136,7 @@ def _objective_gradient(
     options: Options,
 ) -> tuple[Params, PerBucket, PerBucket]:
     """grad J from one stratified batch, and the new averages of the loss per bucket."""
-    axis_name, size = options.axis_name, collectives.batch_size(model.batch)
+    axis_name, size = options.axis_name, model.size
     t = grid.to_t(unit_draws(keys[0], size, coupling="stratified", axis_name=axis_name))
     bucket = cells.to_stratum(t)
     indexed = hasattr(options.objective or model.loss_fn, "at")

@@ -204,7 +204,7 @@ def with_density_of(sampler: TimestepSampler, other: TimestepSampler) -> Timeste
     inner = base.weigh if isinstance(base, GridSample) else None
 
     def init(key: Key, batch: Batch) -> State:
-        keys = jax.random.split(key)
+        keys = jax.random.split(collectives.threefry(key))
         return sampler.init(keys[0], batch), other.init(keys[1], batch)
 
     def factor(state: State, sample: TimestepSample, batch: Batch) -> PerExample:

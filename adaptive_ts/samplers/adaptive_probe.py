@@ -87,11 +87,10 @@ def probe_step(
     optimizer: optax.GradientTransformation,
     options: Options,
 ) -> AdaptiveState:
-    axis_name = options.axis_name
+    axis_name, size = options.axis_name, step.sample.t.shape[0]
     key_example, key_profile, key_reward, key_strata = jax.random.split(key, 4)
     timesteps = strata(grid, options.num_buckets, key_strata if options.jitter else None)
 
-    size = step.sample.t.shape[0]
     total = size * collectives.axis_size(axis_name)
     chosen = jax.random.randint(key_example, (), 0, total)
     profile = probes.decrease_profile(

@@ -1,5 +1,7 @@
 """The only cross-device code: every function is the identity, or local, without an axis name.
 
+And what all floors ask of keys, batches and trees.
+
 ``axis_name=None`` is the global view (``jit`` over sharded arrays, where sums are already
 global). Inside ``jax.shard_map`` or ``jax.pmap`` pass the mapped axis: only sums cross devices.
 """
@@ -93,6 +95,15 @@ def seed_key(seed: int) -> Key:
 def device_key(key: Key, axis_name: AxisName) -> Key:
     """A key of this device's own; the key itself without an axis."""
     return key if axis_name is None else jax.random.fold_in(key, axis_index(axis_name))
+
+
+def detached(tree: Any) -> Any:
+    """The tree with no gradient to its arrays; its other leaves as they are."""
+
+    def detach(x: Any) -> Any:
+        return jax.lax.stop_gradient(x) if isinstance(x, jax.Array) else x
+
+    return jax.tree.map(detach, tree)
 
 
 def all_gather(x: jax.Array, axis_name: AxisName) -> jax.Array:

@@ -97,6 +97,7 @@ def optimizer_response(
     come whatever the gradient is.
     """
     zeros = jax.tree.map(jnp.zeros_like, grads)
-    moved, _ = optimizer.update(grads, opt_state, params)
-    coasted, _ = optimizer.update(zeros, opt_state, params)
+    with jax.numpy_dtype_promotion("standard"):  # optax multiplies counters by floats
+        moved, _ = optimizer.update(grads, opt_state, params)
+        coasted, _ = optimizer.update(zeros, opt_state, params)
     return jax.tree.map(lambda a, b, p: (a - b).astype(p.dtype), moved, coasted, params)

@@ -245,13 +245,14 @@ def beta_log_mass(a: jax.Array, b: jax.Array, lo: jax.Array, hi: jax.Array) -> j
         ),
     )
     low, high = jnp.stack([lo, cut]), jnp.stack([cut, hi])
-    outer, inner = tails[::2], tails[1::2]
+    mass = low < high
+    outer, inner = jnp.where(mass, tails[::2], 0), jnp.where(mass, tails[1::2], -1)
     growth = outer - inner
     difference = outer + jnp.log(-jnp.expm1(-jnp.maximum(growth, 0)))
     inside = (low > 0) & (high < 1)
     narrow = inside & ((growth < 1) | jnp.isnan(growth))
     parts = jnp.where(narrow, _log_quadrature(a[None], b[None], low, high, inside), difference)
-    parts = jnp.where(low < high, parts, -jnp.inf)
+    parts = jnp.where(mass, parts, -jnp.inf)
     return jnp.minimum(jnp.logaddexp(parts[0], parts[1]), 0)  # rounding may leave it above
 
 

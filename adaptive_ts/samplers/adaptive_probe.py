@@ -183,9 +183,10 @@ def _learn(
     state: AdaptiveState, grads: Params, optimizer: optax.GradientTransformation
 ) -> tuple[Params, optax.OptState]:
     """One policy-gradient step; none where the gradient is not finite."""
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.policy)
-    new = optax.apply_updates(state.policy, updates), opt_state
-    sound = jnp.isfinite(optax.tree.norm(grads))
+    with jax.numpy_dtype_promotion("standard"):  # optax multiplies counters by floats
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.policy)
+        new = optax.apply_updates(state.policy, updates), opt_state
+        sound = jnp.isfinite(optax.tree.norm(grads))
     return jax.tree.map(
         lambda new, old: jnp.where(sound, new, old), new, (state.policy, state.opt_state)
     )

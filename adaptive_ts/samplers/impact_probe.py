@@ -104,6 +104,7 @@ def probe_model(
         axis_name=axis_name,
         sharding=options.bucket_sharding,
     )
+    found = found.astype(jnp.float32)  # of a loss in float64: the state stays what it is
     known = summable(found)
     kept = jnp.where(known, found, 0.0)
     # One bucket that is not makes the scale of the others unsound: nothing is learned.

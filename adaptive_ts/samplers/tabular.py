@@ -102,6 +102,7 @@ def loss_second_moment(
     def update(
         state: LossHistory, sample: TimestepSample, losses: PerExample, **extra: Any
     ) -> tuple[LossHistory, Metrics]:
+        losses = jax.lax.stop_gradient(losses)
         state = push_history(state, grid.to_bucket(sample.t), losses, axis_name=axis_name)
         return state, {
             "nonfinite": count_nonfinite(losses, axis_name=axis_name),
@@ -325,7 +326,7 @@ def _proportional(
         return init_statistics(cells.num)
 
     def probabilities(state: LossStatistics) -> PerBucket:
-        value = jnp.maximum(fill_unseen(loss_mean(state), state.count > 0), 0.0)
+        value = jnp.maximum(fill_unseen(loss_mean(state, unseen=0.0), state.count > 0), 0.0)
         largest = jnp.max(value)
         relative = (value / jnp.where(largest > 0, largest, 1.0)) ** gamma
         return cells.spread(_mixed(relative * cells.share, cells.share, uniform_prob))
@@ -333,10 +334,10 @@ def _proportional(
     def update(
         state: LossStatistics, sample: TimestepSample, losses: PerExample, **extra: Any
     ) -> tuple[LossStatistics, Metrics]:
-        losses = losses.astype(jnp.float32)
+        losses = jax.lax.stop_gradient(losses).astype(jnp.float32)
         terms = terms_of(sample.t, losses)
         sound = summable(losses) & summable(terms)
-        terms = jnp.where(sound, terms, jnp.nan)
+        terms = jnp.where(sound, terms, jnp.inf)  # left out, as NaN would be; no debug_nans
         bucket = cells.to_stratum(sample.t)
         state = update_statistics(state, bucket, terms, decay=decay, axis_name=axis_name)
         return state, {

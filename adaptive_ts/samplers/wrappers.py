@@ -105,7 +105,7 @@ def mixed_with_uniform(
         sample = base.draw(key_sample, state, batch)
         index = collectives.example_index(sample.t.shape[0], axis_name)
         keys = collectives.example_keys(key_mix, index)
-        u, coin = jax.vmap(lambda k: jax.random.uniform(k, (2,)))(keys).T
+        u, coin = jax.vmap(lambda k: jax.random.uniform(k, (2,), jnp.float32))(keys).T
         mix = coin < prob
         u = jnp.where(mix, open_unit(u), sample.u)
         t = jnp.where(mix, grid.to_t(u), sample.t)

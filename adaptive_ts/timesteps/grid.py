@@ -76,6 +76,7 @@ class GridSample:
         return factor
 
     def __call__(self, key: Key, state: State, batch: Batch) -> TimestepSample:
+        state, batch = collectives.detached((state, batch))
         sample = self.draw(collectives.threefry(key), state, batch)
         if self.weigh is None and self.proposal is None:
             return sample

@@ -8,6 +8,7 @@ from adaptive_ts.schedules.base import NoiseSchedule
 from adaptive_ts.timesteps.grid import GridSample
 from adaptive_ts.timesteps.tables import bucket_timesteps, check_schedule
 from adaptive_ts.types import Batch, PerBucket, State, TimestepSample, TimestepSampler, Weighting
+from adaptive_ts.weightings.predictions import on_schedule
 
 
 def relative_density(
@@ -83,5 +84,5 @@ def effective_density(
     _, share = relative_density(sampler, state, batch, timesteps, grid.to_u(timesteps))
     if weighting is not None and schedule is not None:
         check_schedule(grid, schedule)
-        share = share * weighting(schedule.log_snr(timesteps))
+        share = share * on_schedule(weighting, schedule)(schedule.log_snr(timesteps))
     return share / jnp.sum(share)

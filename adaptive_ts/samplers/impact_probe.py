@@ -9,6 +9,7 @@ import optax
 
 from adaptive_ts import collectives
 from adaptive_ts.learning.impact import forward_impact, optimizer_response
+from adaptive_ts.learning.over_timesteps import per_example
 from adaptive_ts.learning.policy import beta_log_mass
 from adaptive_ts.learning.statistics import summable
 from adaptive_ts.timesteps.draws import Coupling, check_coupling, unit_draws
@@ -144,7 +145,8 @@ def _objective_gradient(
     key = keys[1] if indexed else collectives.device_key(keys[1], axis_name)
 
     def losses_at(params: Params) -> PerExample:
-        return (options.objective or model.loss_fn)(params, model.batch, t, key)
+        losses = (options.objective or model.loss_fn)(params, model.batch, t, key)
+        return per_example(losses, size)
 
     def value(params: Params) -> tuple[Scalar, tuple[PerBucket, PerBucket]]:
         losses = losses_at(params).astype(jnp.float32)

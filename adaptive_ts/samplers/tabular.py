@@ -37,7 +37,7 @@ from adaptive_ts.types import (
     TimestepSampler,
     Weighting,
 )
-from adaptive_ts.weightings.predictions import log_error_ratio
+from adaptive_ts.weightings.predictions import log_error_ratio, log_power_of, on_schedule
 
 
 def loss_second_moment(
@@ -180,6 +180,7 @@ def loss_proportional(
         raise ValueError("a weighting is a function of log-SNR: give the schedule too")
     if schedule is not None:
         check_schedule(grid, schedule)
+        weighting = None if weighting is None else on_schedule(weighting, schedule)
     if not 0 <= gamma < math.inf:
         raise ValueError(f"gamma must be finite and at least 0, got {gamma}; 0 is uniform")
 
@@ -224,7 +225,8 @@ def entropy_rate(
       grid: the time grid.
       schedule: the noise schedule, of the same timesteps.
       prediction: whose mean squared error the losses are: "eps", "x0", "v" or "flow"; turned
-        into that of x_0 by 1 / SNR, 1, 1 / (SNR + 1) or 1 / (1 + sqrt SNR)^2.
+        into that of x_0 by 1 / SNR, 1, 1 / ((SNR + 1) (alpha^2 + sigma^2)) or
+        1 / (1 + sqrt SNR)^2.
       weighting: (b,) log-SNR -> (b,), the weight w that the objective puts on the error of x_0;
         None for that of the plain loss, weight 1 on the prediction's own error (for eps, SNR).
         ``jnp.ones_like`` lets p itself follow the entropy rate.
@@ -269,7 +271,8 @@ def entropy_rate(
     if gate is not None and not (pair and all(0 < x < math.inf for x in gate)):
         raise ValueError(f"gate must be (c, n), finite and above 0, or None, got {gate}")
     cells = strata_of(grid, num_buckets)
-    width = _log_snr_widths(grid, schedule, cells)
+    width, log_power = _log_snr_widths(grid, schedule, cells), log_power_of(schedule)
+    weighting = None if weighting is None else on_schedule(weighting, schedule)
 
     if data_variance is not None and not 0 < data_variance < math.inf:
         raise ValueError(f"data_variance must be finite and above 0, or None, got {data_variance}")
@@ -277,7 +280,8 @@ def entropy_rate(
     def rate(t: PerExample, losses: PerExample) -> PerExample:
         log_snr = schedule.log_snr(t)
         cell = cells.to_stratum(t) if grid.num_timesteps is None else t
-        mmse = losses * jnp.exp(-log_error_ratio(prediction, log_snr))
+        ratio = log_error_ratio(prediction, log_snr, None if log_power is None else log_power(t))
+        mmse = losses * jnp.exp(-ratio)
         if data_variance is not None:
             mmse = jnp.minimum(mmse, jnp.float32(data_variance))
         found = 0.5 * jnp.asarray(width)[cell] * jnp.exp(log_snr) * mmse
@@ -285,7 +289,7 @@ def entropy_rate(
             c, n = map(float, gate)
             found = found * jax.nn.sigmoid(-n * (log_snr / 2 + math.log(c)))
         if weighting is None:
-            return found * jnp.exp(-log_error_ratio(prediction, log_snr))
+            return found * jnp.exp(-ratio)
         return found / weighting(log_snr)
 
     return _proportional(

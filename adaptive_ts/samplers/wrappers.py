@@ -23,6 +23,7 @@ from adaptive_ts.types import (
     TimestepSampler,
     Weighting,
 )
+from adaptive_ts.weightings.predictions import on_schedule
 
 
 def importance_weighted(sampler: TimestepSampler) -> TimestepSampler:
@@ -138,7 +139,8 @@ def with_weighting(
       A `TimestepSampler` with the same state, draws and ``log_density``.
 
     Raises:
-      ValueError: the schedule's timesteps are not the grid's.
+      ValueError: the schedule's timesteps are not the grid's; a weighting of "v" with a schedule
+        that neither preserves the variance nor has ``from_log_snr``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -154,6 +156,7 @@ def with_weighting(
     grid = getattr(sampler.sample, "grid", None)
     if grid is not None:
         check_schedule(grid, schedule)
+    weighting = on_schedule(weighting, schedule)
 
     def weigh(state: State, sample: TimestepSample, batch: Batch) -> PerExample:
         return weighting(schedule.log_snr(sample.t))

@@ -105,3 +105,40 @@ def test_on_several_devices_a_batch_is_the_device_s_own(mesh8):
     whole = {"image": jnp.zeros((16, 2))}
     found = jax.shard_map(draw, mesh=mesh8, in_specs=rows, out_specs=rows)(whole)
     np.testing.assert_array_equal(found, ats.uniform(GRID).sample(jax.random.key(1), (), whole).t)
+
+
+@pytest.mark.parametrize("name", ["adaptive", "impact"])
+@pytest.mark.parametrize("shape", [(8,), (8, 4, 4, 1)])
+def test_a_loss_that_closes_over_the_batch_is_told(name, shape):
+    """A probe hands it a batch of one, which its closure would broadcast to eight."""
+    values = jnp.ones(shape)
+
+    def loss_fn(params, batch, t, key):
+        error = params * batch["image"] - values.reshape(8, *shape[1:], *(1,) * (4 - len(shape)))
+        return jnp.mean(error**2, (1, 2, 3))
+
+    sampler, batch = samplers_that_probe()[name], {"image": IMAGES}
+    state = sampler.init(jax.random.key(0), batch)
+    draw = sampler.sample(jax.random.key(1), state, batch)
+    said = r"one loss per example, shape \(1,\), got \(8,\); a probe .* `batch`, not by its closure"
+    for probe in (True, None):
+        with pytest.raises(ValueError, match=said):
+            sampler.update(
+                state, draw, jnp.ones(8), key=jax.random.key(2), batch=batch, loss_fn=loss_fn,
+                params=jnp.float32(1.0), new_params=jnp.float32(0.9),
+                opt_state=optax.sgd(0.1).init(jnp.float32(1.0)), probe=probe,
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["adaptive", "impact"])
+def test_a_mean_loss_is_refused(name):
+    sampler, batch = samplers_that_probe()[name], {"image": IMAGES}
+    state = sampler.init(jax.random.key(0), batch)
+    draw = sampler.sample(jax.random.key(1), state, batch)
+    with pytest.raises(ValueError, match=r"got \(\); leave the mean over the batch to the caller"):
+        sampler.update(
+            state, draw, jnp.ones(8), key=jax.random.key(2), batch=batch,
+            loss_fn=lambda params, batch, t, key: jnp.mean(params * batch["image"]),
+            params=jnp.float32(1.0), new_params=jnp.float32(0.9),
+            opt_state=optax.sgd(0.1).init(jnp.float32(1.0)), probe=True,
+        )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Every pair of predictions against closed forms in float64, where alpha^2 + sigma^2 is not 1 too."""
+"""Every pair of predictions against closed forms in float64, on VP, VE and flow schedules."""
 
 import functools
 

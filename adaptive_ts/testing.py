@@ -78,7 +78,7 @@ def check_sampler(
     grid = grid or getattr(sampler.sample, "grid", None)
     if grid is None:
         raise ValueError("this sampler does not name its time grid: pass grid=")
-    key = jax.random.key(0) if key is None else key
+    key = collectives.seed_key(0) if key is None else key
     extras = _default_extras(batch) | (extras or {})
     state = _check_init(sampler, batch, key)
     _check_sample(sampler, state, batch, grid, key)

@@ -18,6 +18,7 @@ from adaptive_ts.diffusion.corruption import (
     prediction_target,
     same_shapes,
 )
+from adaptive_ts.diffusion.images import ImageFn, image_reader
 from adaptive_ts.schedules.base import (
     NoiseSchedule,
     discrete_betas,
@@ -30,11 +31,6 @@ from adaptive_ts.schedules.base import (
 from adaptive_ts.types import AxisName, Batch, Key, Params, PerExample
 
 PredictFn: TypeAlias = Callable[[Params, jax.Array, PerExample, Batch, Key], jax.Array]
-ImageFn: TypeAlias = Callable[[Batch], jax.Array]
-
-
-def _image(batch: Batch) -> jax.Array:
-    return batch["image"]
 
 
 def _bounded(schedule: NoiseSchedule) -> NoiseSchedule:
@@ -58,6 +54,7 @@ class ExampleLoss:
       at: (params, batch, t, key, index) -> (b,); index (b,) int32 names each example's noise.
         Hand the same index to several timesteps and they share one noise. The model's key
         (dropout) is folded by the first index: its own on every device, equal within a profile.
+        The noise is threefry's whatever the key is; the model's key is of the same implementation.
       axis_name: the mapped device axis, or None in the global view.
     """
 
@@ -80,7 +77,10 @@ def _example_loss(
 
     def at(params: Params, batch: Batch, t: PerExample, key: Key, index: PerExample) -> PerExample:
         x0 = as_float(image(batch))
-        k_noise, k_model = jax.random.split(key)
+        own = collectives.threefry(key)
+        k_noise, k_model = jax.random.split(own)
+        if own is not key:  # the model's dropout stays with the generator that was chosen for it
+            k_model = key
         keys = collectives.example_keys(k_noise, index)
         noise = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:], x0.dtype))(keys)
         x_t = corrupt(schedule, x0, noise, t)
@@ -96,7 +96,8 @@ def denoising_loss(
     schedule: NoiseSchedule,
     *,
     prediction: str = "eps",
-    image: ImageFn = _image,
+    image: ImageFn | None = None,
+    image_key: str = "image",
     axis_name: AxisName = None,
 ) -> ExampleLoss:
     """Per-example mean squared error in the prediction's own space, in float32.
@@ -105,11 +106,13 @@ def denoising_loss(
       predict: (params, x_t, t, batch, key) -> (b, ...), the model.
       schedule: the noise schedule.
       prediction: what the model predicts: "eps", "x0", "v" or "flow".
-      image: batch -> (b, ...) float images.
+      image: batch -> (b, ...) float images; None for ``batch[image_key]``.
+      image_key: such as "latents", "pixel_values".
       axis_name: the mapped device axis, inside ``shard_map`` or ``pmap``.
 
     Returns: An ``ExampleLoss``, usable wherever a ``LossFn`` is.
-    Raises: ValueError: an unknown prediction; at trace time, integer images or a wrong shape.
+    Raises: ValueError: an unknown prediction, image and image_key both; at trace time, integer
+      images, a wrong shape, or a batch without them.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -122,6 +125,7 @@ def denoising_loss(
     Source: Ho, Jain & Abbeel 2020, arXiv 2006.11239, Eq. 14.
     """
     known(prediction, PREDICTIONS, "prediction")
+    image = image_reader(image, image_key)
 
     def terms(x0, noise, x_t, output, t):
         return _mean((output - prediction_target(schedule, prediction, x0, noise, t)) ** 2)
@@ -234,7 +238,8 @@ def vlb_loss(
     prediction: str = "eps",
     variance: str = "fixed_large",
     decoder_nll: bool = False,
-    image: ImageFn = _image,
+    image: ImageFn | None = None,
+    image_key: str = "image",
     axis_name: AxisName = None,
 ) -> ExampleLoss:
     """The VLB term of timestep t per example, in bits/dim (``vlb_terms``), in float32.
@@ -252,7 +257,7 @@ def vlb_loss(
     Source: Kim et al., CVPR 2025, arXiv 2411.09998, Sec. 3.
     """
     known(prediction, PREDICTIONS, "prediction")
-    tables = _vlb_tables(schedule, variance)
+    tables, image = _vlb_tables(schedule, variance), image_reader(image, image_key)
 
     def terms(x0, noise, x_t, output, t):
         eps_hat = predicted_eps(schedule, prediction, output, x_t, t)
@@ -295,7 +300,8 @@ def total_bits_per_dim(
     *,
     timesteps: jax.Array | None = None,
     chunk: int = 100,
-    image: ImageFn = _image,
+    image: ImageFn | None = None,
+    image_key: str = "image",
 ) -> PerExample:
     """The whole bound in bits/dim: sum_t L_t + prior, one fresh noise per example and timestep.
 
@@ -308,7 +314,7 @@ def total_bits_per_dim(
       key: folded by timestep.
       timesteps: (k,) int32, or None for all T.
       chunk: timesteps evaluated at once; memory is that of a batch of b * chunk.
-      image: batch -> (b, ...) float images, for the prior.
+      image, image_key: as for ``denoising_loss``, for the prior.
 
     Returns: (b,) float32, bits/dim.
     Raises: ValueError: chunk below 1, timesteps not (k,), or a continuous schedule.
@@ -327,7 +333,7 @@ def total_bits_per_dim(
     t_all = jnp.arange(total, dtype=jnp.int32) if timesteps is None else timesteps
     if t_all.ndim != 1 or t_all.size == 0 or chunk < 1:
         raise ValueError(f"timesteps {t_all.shape}, chunk {chunk}: need (k,) and chunk >= 1")
-    x0 = image(batch)
+    x0, key = image_reader(image, image_key)(batch), collectives.threefry(key)
 
     def term(t: jax.Array) -> PerExample:
         full = jnp.broadcast_to(t, x0.shape[:1])

@@ -47,6 +47,7 @@ def decrease_on_batch(
     estimate: Estimate = "auto",
     common_noise: bool = True,
     relative: bool = False,
+    size: int | None = None,
     axis_name: AxisName = None,
     sharding: jax.sharding.NamedSharding | None = None,
 ) -> jax.Array:
@@ -69,6 +70,7 @@ def decrease_on_batch(
         convolution of the loss computes in less than float32.
       common_noise: False draws fresh noise for each evaluation, as the published code does.
       relative: decrease of log L instead of L.
+      size: b, for a batch that has leaves without axis b; None: all leaves lead with it.
       axis_name: the mapped axis inside ``shard_map`` or ``pmap``.
       sharding: in global view, the sharding of axis b: the timesteps then follow one another.
         A vmapped convolution merges axes s and b, which the devices can't share in this order:
@@ -94,7 +96,8 @@ def decrease_on_batch(
     Source: Kim et al., CVPR 2025 (arXiv 2411.09998), Eq. 14 (before its mean over S).
     """
     check_estimate(estimate, common_noise)
-    size = collectives.batch_size(batch)
+    key = collectives.threefry(key)
+    size = collectives.batch_size(batch) if size is None else size
     index = collectives.example_index(size, axis_name)
 
     def losses(p: Params, t: jax.Array, k: Key) -> PerExample:
@@ -180,6 +183,7 @@ def decrease_profile(
             value = loss_fn(p, example, t[None], k)
         return per_example(value, 1)[0]
 
+    key = collectives.threefry(key)
     decrease = _decrease(
         losses,
         params,

@@ -86,8 +86,8 @@ def update_statistics(
     return LossStatistics(*(decay * old + new for old, new in zip(statistics, added, strict=True)))
 
 
-def loss_mean(statistics: LossStatistics) -> PerBucket:
-    """(n,) mean loss per bucket; NaN where nothing was seen.
+def loss_mean(statistics: LossStatistics, *, unseen: float = jnp.nan) -> PerBucket:
+    """(n,) mean loss per bucket; NaN, or another ``unseen``, where nothing was seen.
 
     Example:
       >>> import jax.numpy as jnp
@@ -97,7 +97,8 @@ def loss_mean(statistics: LossStatistics) -> PerBucket:
       >>> print(ats.learning.loss_mean(ats.learning.update_statistics(empty, bucket, losses)))
       [ 1. nan  3.]
     """
-    return jnp.where(statistics.count > 0, statistics.total / statistics.count, jnp.nan)
+    seen = statistics.count > 0
+    return jnp.where(seen, statistics.total / jnp.where(seen, statistics.count, 1), unseen)
 
 
 def loss_std(statistics: LossStatistics) -> PerBucket:
@@ -111,8 +112,9 @@ def loss_std(statistics: LossStatistics) -> PerBucket:
       >>> print(ats.learning.loss_std(ats.learning.update_statistics(empty, bucket, losses)))
       [ 0. nan  1.]
     """
-    mean = loss_mean(statistics)
-    return jnp.sqrt(jnp.maximum(statistics.total_square / statistics.count - mean * mean, 0.0))
+    mean, seen = loss_mean(statistics), statistics.count > 0
+    mean_square = statistics.total_square / jnp.where(seen, statistics.count, 1)
+    return jnp.sqrt(jnp.maximum(mean_square - mean * mean, 0.0))
 
 
 def fill_unseen(values: PerBucket, seen: PerBucket) -> PerBucket:

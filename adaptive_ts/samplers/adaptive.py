@@ -140,16 +140,17 @@ def adaptive(
     check_options(options)
 
     def init(key: Key, batch: Batch) -> AdaptiveState:
-        params = policy.init(key, batch)
-        zero = jnp.float32(0)
+        params = policy.init(collectives.threefry(key), batch)
+        with jax.numpy_dtype_promotion("standard"):
+            opt_state = optimizer.init(params)
         return AdaptiveState(
             step=jnp.int32(0),
             policy=params,
-            opt_state=optimizer.init(params),
+            opt_state=_not_of(params, opt_state),
             queue=selection.init_queue(history, options.num_buckets),
             selected=first_selection(options),
             reward=reinforce.init_moments(),
-            report={name: zero for name in METRICS},
+            report={name: jnp.float32(0) for name in METRICS},
         )
 
     def draw(key: Key, state: AdaptiveState, batch: Batch) -> TimestepSample:
@@ -180,9 +181,12 @@ def adaptive(
         probe: bool | None = None,
         **extra: Any,
     ) -> tuple[AdaptiveState, Metrics]:
+        state, *taken = collectives.detached((state, params, new_params, batch, sample))
+
         def probed(state: AdaptiveState) -> AdaptiveState:
-            step_taken = StepTaken(loss_fn, params, new_params, batch, sample)
-            return probe_step(state, step_taken, key, grid, policy, optimizer, options)
+            step_taken = StepTaken(loss_fn, *taken)
+            own = collectives.threefry(key)
+            return probe_step(state, step_taken, own, grid, policy, optimizer, options)
 
         return probe_when_due(
             state,
@@ -193,3 +197,9 @@ def adaptive(
         )
 
     return TimestepSampler(init, GridSample(grid, draw), log_density, update)
+
+
+def _not_of(params: Params, opt_state: optax.OptState) -> optax.OptState:
+    """An optimizer's state with copies where it holds the parameters: both may be donated."""
+    held = {id(x) for x in jax.tree.leaves(params)}
+    return jax.tree.map(lambda x: jnp.copy(x) if id(x) in held else x, opt_state)

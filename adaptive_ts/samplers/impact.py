@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adaptive_ts.collectives import detached, threefry
 from adaptive_ts.learning.due import moved, probe_when_due
 from adaptive_ts.samplers.impact_probe import (
     METRICS,
@@ -138,10 +139,10 @@ def impact(
     cells = strata_of(grid, options.num_buckets)
 
     def init(key: Key, batch: Batch) -> ImpactState:
-        zeros = jnp.zeros((options.num_buckets,), jnp.float32)
-        zero = jnp.float32(0)
-        report = {name: zero for name in METRICS}
-        return ImpactState(jnp.int32(0), zeros, zero, zeros, zeros, report)
+        # Each with a buffer of its own: the state may be donated.
+        impact, loss, weight = (jnp.zeros((options.num_buckets,), jnp.float32) for _ in range(3))
+        report = {name: jnp.float32(0) for name in METRICS}
+        return ImpactState(jnp.int32(0), impact, jnp.float32(0), loss, weight, report)
 
     def update(
         state: ImpactState,
@@ -157,9 +158,12 @@ def impact(
         probe: bool | None = None,
         **extra: Any,
     ) -> tuple[ImpactState, Metrics]:
+        state, params, opt_state, batch = detached((state, params, opt_state, batch))
+        new_params = detached(new_params)
+
         def probed(state: ImpactState) -> ImpactState:
-            model = Model(loss_fn, params, opt_state, optimizer, batch)
-            return probe_model(state, model, key, grid, cells, options)
+            model = Model(loss_fn, params, opt_state, optimizer, batch, sample.t.shape[0])
+            return probe_model(state, model, threefry(key), grid, cells, options)
 
         def may() -> jax.Array:
             if new_params is None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adaptive_ts import collectives
 from adaptive_ts.types import (
     Batch,
     Key,
@@ -75,7 +76,8 @@ class GridSample:
         return factor
 
     def __call__(self, key: Key, state: State, batch: Batch) -> TimestepSample:
-        sample = self.draw(key, state, batch)
+        state, batch = collectives.detached((state, batch))
+        sample = self.draw(collectives.threefry(key), state, batch)
         if self.weigh is None and self.proposal is None:
             return sample
         return sample._replace(weight=sample.weight * self.factor(state, sample, batch))
@@ -210,6 +212,8 @@ def strata(grid: TimeGrid, num_strata: int, key: Key | None = None) -> PerBucket
       >>> print(ats.timesteps.strata(ats.discrete(1000), 4))
       [125 375 625 875]
     """
-    offset = 0.5 if key is None else jax.random.uniform(key, (num_strata,))
+    offset = 0.5
+    if key is not None:
+        offset = jax.random.uniform(collectives.threefry(key), (num_strata,), jnp.float32)
     u = (jnp.arange(num_strata, dtype=jnp.float32) + offset) / num_strata
     return grid.to_t(open_unit(u))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adaptive_ts.collectives import threefry
 from adaptive_ts.types import Key, PerExample
 from adaptive_ts.weightings.predictions import clip_log_snr
 
@@ -81,7 +82,7 @@ def edm2_uncertainty(*, channels: int = 128) -> Uncertainty:
         raise ValueError(f"channels must be an integer of at least 1, got {channels!r}")
 
     def init(key: Key) -> UncertaintyParams:
-        k_frequency, k_phase, k_weight = jax.random.split(key, 3)
+        k_frequency, k_phase, k_weight = jax.random.split(threefry(key), 3)
         return UncertaintyParams(
             2 * math.pi * jax.random.normal(k_frequency, (channels,), jnp.float32),
             2 * math.pi * jax.random.uniform(k_phase, (channels,), jnp.float32),

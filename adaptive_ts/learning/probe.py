@@ -220,10 +220,14 @@ def _decrease(
     if estimate == "difference":
 
         def value(p: Params, t: jax.Array, key: Key) -> jax.Array:
-            loss = losses(p, t, key).astype(jnp.float32)
+            loss = losses(p, t, key)
+            loss = loss.astype(jnp.promote_types(loss.dtype, jnp.float32))
             return jnp.log(jnp.maximum(loss, _TINY)) if relative else loss
 
-        return lambda t, before, after: value(params, t, before) - value(new_params, t, after)
+        def difference(t: jax.Array, before: Key, after: Key) -> jax.Array:
+            return (value(params, t, before) - value(new_params, t, after)).astype(jnp.float32)
+
+        return difference
     middle, step = midpoint(params, new_params)
 
     def derivative(t: jax.Array, key: Key, _: Key) -> jax.Array:

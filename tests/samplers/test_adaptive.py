@@ -22,7 +22,7 @@ BATCH = {"image": IMAGES, "id": jnp.arange(SIZE)}
 def make(**options):
     policy = ats.learning.conv_beta_policy(channels=(4,), hidden=(8,))
     optimizer = options.pop("optimizer", optax.adam(3e-2))
-    options = {"every": 1, "num_buckets": 20, **options}
+    options = {"every": 1, "num_buckets": 20, "num_selected": 3, **options}
     return ats.adaptive(options.pop("grid", GRID), policy, optimizer, **options)
 
 
@@ -81,8 +81,8 @@ def profiled(sampler, state, key, row, **extra):
         key=key,
         batch=BATCH,
         loss_fn=table_loss,
-        params=jnp.asarray(row, jnp.float32),
-        new_params=jnp.zeros((20,)),
+        params=jnp.append(jnp.asarray(row, jnp.float32), 0),
+        new_params=jnp.zeros((21,)).at[20].set(1),
         **extra,
     )
 

@@ -219,9 +219,8 @@ def _unrolled_scan(f: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any)
     """
 
     def turn(carry: Any, i: int) -> tuple[Any, Any]:
-        ends = [x[(0,) * x.ndim] for x in jax.tree.leaves(carry)]
-        never = jnp.asarray(sum(jnp.abs(x.astype(jnp.float32)) for x in ends) > jnp.inf)
-        row = i + never.astype(jnp.int32)
+        ends = jnp.stack([x[(0,) * x.ndim].astype(jnp.float32) for x in jax.tree.leaves(carry)])
+        row = i + jnp.any(ends > jnp.inf).astype(jnp.int32)
         return f(carry, jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, row, 0, False), xs))
 
     carry, seen = init, []

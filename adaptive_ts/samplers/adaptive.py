@@ -68,6 +68,8 @@ def adaptive(
     paper's is `vlb_loss`), ``params`` and ``new_params``. Its extra ``probe=True/False`` decides
     at trace time whether this step probes, in place of the counter inside ``lax.cond``.
 
+    One time per example, since the policy looks at one image: ``sample`` takes no ``shape``.
+
     The paper's text and its published code differ; each difference is an option, and
     ``docs/concepts/adaptive.md`` says which value is whose.
 
@@ -153,6 +155,10 @@ def adaptive(
 
     def log_density(state: AdaptiveState, sample: TimestepSample, batch: Batch) -> PerExample:
         a, b = policy.apply(state.policy, batch)
+        if sample.t.shape != a.shape:
+            raise ValueError(
+                f"adaptive has one density per example: got t {sample.t.shape} for {a.shape} images"
+            )
         if grid.num_timesteps is None:
             return policies.beta_log_prob(a, b, sample.u)
         own = collectives.on_rows(policies.beta_log_mass, a.shape[0], bucket_sharding)
@@ -178,4 +184,4 @@ def adaptive(
 
         return probes.probe_when_due(state, probed, every=every, probe=probe)
 
-    return TimestepSampler(init, GridSample(grid, draw), log_density, update)
+    return TimestepSampler(init, GridSample(grid, draw, single="adaptive"), log_density, update)

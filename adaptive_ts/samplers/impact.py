@@ -71,6 +71,8 @@ def impact(
     (both from before the step), and takes ``probe`` as `adaptive` does. Why the options are what
     they are: ``docs/concepts/adaptive.md``.
 
+    One time per example: ``sample`` takes no ``shape``, since the probes call the losses with (b,).
+
     Args:
       grid: the time grid.
       optimizer: the model's own optax optimizer; its ``update`` is called with gradients, state
@@ -168,4 +170,5 @@ def impact(
         update,
         coupling=coupling,
         axis_name=axis_name,
+        single="impact",
     )

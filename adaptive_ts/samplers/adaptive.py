@@ -10,6 +10,7 @@ from adaptive_ts import collectives
 from adaptive_ts.learning import policy as policies
 from adaptive_ts.learning import probe as probes
 from adaptive_ts.learning import reinforce, selection
+from adaptive_ts.learning.plain_arrays import check_plain
 from adaptive_ts.samplers.adaptive_probe import (
     METRICS,
     AdaptiveState,
@@ -100,7 +101,7 @@ def adaptive(
       ``beta_mean``, ``entropy`` and ``nonfinite`` (rewards and profiles left out for it).
 
     Raises:
-      ValueError: an option out of its range.
+      ValueError: an option out of its range; from ``update``, parameters that are NNX variables.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -178,6 +179,8 @@ def adaptive(
         probe: bool | None = None,
         **extra: Any,
     ) -> tuple[AdaptiveState, Metrics]:
+        check_plain(params=params, new_params=new_params)
+
         def probed(state: AdaptiveState) -> AdaptiveState:
             step_taken = StepTaken(loss_fn, params, new_params, batch, sample)
             return probe_step(state, step_taken, key, grid, policy, optimizer, options)

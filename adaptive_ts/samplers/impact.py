@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adaptive_ts.learning.plain_arrays import check_plain
 from adaptive_ts.learning.probe import probe_when_due
 from adaptive_ts.samplers.impact_probe import (
     METRICS,
@@ -102,7 +103,7 @@ def impact(
       `summable`; one is enough to leave out the probe).
 
     Raises:
-      ValueError: an option out of its range.
+      ValueError: an option out of its range; from ``update``, NNX variables in place of arrays.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -157,6 +158,8 @@ def impact(
         probe: bool | None = None,
         **extra: Any,
     ) -> tuple[ImpactState, Metrics]:
+        check_plain(params=params, opt_state=opt_state)
+
         def probed(state: ImpactState) -> ImpactState:
             model = Model(loss_fn, params, opt_state, optimizer, batch)
             return probe_model(state, model, key, grid, cells, options)

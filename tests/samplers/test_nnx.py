@@ -137,12 +137,27 @@ def test_nnx_learns_what_plain_optax_learns(name, static_probe):
 
 
 def test_a_state_that_is_not_pure_arrays_is_not_what_optax_takes():
-    """Why the page says `nnx.as_pure`: the plain state is another pytree, the pure one optax's."""
+    """The plain states are changed in place by the update; the pure ones are optax's own."""
     model = Model(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, TX, wrt=nnx.Param)
     own = jax.tree.structure(TX.init(params_of(model)))
     assert jax.tree.structure(nnx.as_pure(optimizer.opt_state)) == own
     assert jax.tree.structure(optimizer.opt_state) != own
+    sampler = SAMPLERS["impact"]()
+    state = sampler.init(jax.random.key(1), BATCH)
+    draw = sampler.sample(jax.random.key(2), state, BATCH)
+    rest = {"key": jax.random.key(3), "batch": BATCH, "loss_fn": losses_of}
+    own_params, own_state = nnx.state(model, nnx.Param), optimizer.opt_state
+    for params, opt_state, name in (
+        (own_params, nnx.as_pure(own_state), r"params holds NNX variables \(a Param\)"),
+        (params_of(model), own_state, r"opt_state holds NNX variables \(a Opt\w+\)"),
+    ):
+        with pytest.raises(ValueError, match=f"{name}, which are changed in place: .*nnx.as_pure"):
+            sampler.update(state, draw, draw.u, params=params, opt_state=opt_state, **rest)
+    adaptive = SAMPLERS["adaptive"]()
+    state = adaptive.init(jax.random.key(1), BATCH)
+    with pytest.raises(ValueError, match="new_params holds NNX variables"):
+        adaptive.update(state, draw, draw.u, params=params_of(model), new_params=own_params, **rest)
     # Pure arrays stay what they were when the update changes the model in place.
     before, moments = params_of(model), nnx.as_pure(optimizer.opt_state)
     copies = jax.tree.map(jnp.copy, (before, moments))

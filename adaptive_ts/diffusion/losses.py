@@ -42,8 +42,9 @@ def _bounded(schedule: NoiseSchedule) -> NoiseSchedule:
     return schedule
 
 
-def _mean(x: jax.Array) -> PerExample:
-    return jnp.mean(x, axis=tuple(range(1, x.ndim)))
+def _mean(x: jax.Array, leading: int = 1) -> PerExample:
+    """Over all but the leading axes, which are t's."""
+    return jnp.mean(x, axis=tuple(range(leading, x.ndim)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # not a tuple: jit needs weak references to it
@@ -52,9 +53,11 @@ class ExampleLoss:
 
     Attributes:
       at: (params, batch, t, key, index) -> (b,); index (b,) int32 names each example's noise.
-        Hand the same index to several timesteps and they share one noise. The model's key
-        (dropout) is folded by the first index: its own on every device, equal within a profile.
-        The noise is threefry's whatever the key is; the model's key is of the same implementation.
+        With a time for each of the images' leading axes, t (b, frames) for (b, frames, ...), the
+        losses are of t's shape. Hand the same index to several timesteps and they share one noise.
+        The model's key (dropout) is folded by the first index: its own on every device, equal
+        within a profile. The noise is threefry's whatever the key is; the model's key is of the
+        same implementation.
       axis_name: the mapped device axis, or None in the global view.
     """
 
@@ -103,7 +106,7 @@ def denoising_loss(
     """Per-example mean squared error in the prediction's own space, in float32.
 
     Args:
-      predict: (params, x_t, t, batch, key) -> (b, ...), the model.
+      predict: (params, x_t, t, batch, key) -> (b, ...), the model; t as the loss gets it.
       schedule: the noise schedule.
       prediction: what the model predicts: "eps", "x0", "v" or "flow".
       image: batch -> (b, ...) float images; None for ``batch[image_key]``.
@@ -128,7 +131,8 @@ def denoising_loss(
     image = image_reader(image, image_key)
 
     def terms(x0, noise, x_t, output, t):
-        return _mean((output - prediction_target(schedule, prediction, x0, noise, t)) ** 2)
+        error = output - prediction_target(schedule, prediction, x0, noise, t)
+        return _mean(error**2, t.ndim)
 
     return _example_loss(predict, schedule, image, axis_name, terms)
 
@@ -155,10 +159,10 @@ def vlb_terms(
     Args:
       schedule: on T timesteps, its last beta below 1.
       x0, noise, eps_hat: (b, ...) float.
-      t: (b,) int32 in [0, T).
+      t: (b,) int32 in [0, T), or a time for each of more leading axes.
       variance: "fixed_large" or "fixed_small".
 
-    Returns: (b,) at least float32, bits/dim.
+    Returns: of t's shape, at least float32, bits/dim.
     Raises: ValueError: an unknown variance, a schedule that is continuous or ends at an SNR of 0,
       or shapes that do not fit.
 
@@ -210,15 +214,15 @@ def _vlb_bits(
     noise = as_float(noise, "noise")
     dtype = noise.dtype
     x0, eps_hat = as_float(x0).astype(dtype), as_float(eps_hat, "eps_hat").astype(dtype)
-    mse = _mean((eps_hat - noise) ** 2)
+    mse = _mean((eps_hat - noise) ** 2, t.ndim)
     bits = lookup(tables.slope, t, dtype) * mse + lookup(tables.offset, t, dtype)
     if not decoder_nll:
         return bits
-    nll = _decoder_bits(x0, tables.ratio * (eps_hat - noise), tables.log_scale)
+    nll = _decoder_bits(x0, tables.ratio * (eps_hat - noise), tables.log_scale, t.ndim)
     return jnp.where(t == 0, nll, bits)
 
 
-def _decoder_bits(x0: jax.Array, error: jax.Array, log_scale: float) -> PerExample:
+def _decoder_bits(x0: jax.Array, error: jax.Array, log_scale: float, leading: int) -> PerExample:
     """-log2 of the Gaussian mass of each pixel's 8-bit bin; error = x0 - mean."""
     flip = jnp.where(error > 0, -1.0, 1.0).astype(error.dtype)
     # Both ends on the left of the mean, where a difference of CDFs does not cancel.
@@ -228,7 +232,7 @@ def _decoder_bits(x0: jax.Array, error: jax.Array, log_scale: float) -> PerExamp
     below = jnp.where(flip > 0, upper, 1 - upper)
     above = jnp.where(flip > 0, 1 - lower, lower)
     mass = jnp.where(x0 < -0.999, below, jnp.where(x0 > 0.999, above, inner))
-    return _mean(-jnp.log(jnp.maximum(mass, 1e-12))) / math.log(2)
+    return _mean(-jnp.log(jnp.maximum(mass, 1e-12)), leading) / math.log(2)
 
 
 def vlb_loss(

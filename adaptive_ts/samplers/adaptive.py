@@ -10,6 +10,7 @@ from adaptive_ts import collectives
 from adaptive_ts.learning import policy as policies
 from adaptive_ts.learning import reinforce, selection
 from adaptive_ts.learning.due import moved, probe_when_due
+from adaptive_ts.learning.plain_arrays import check_plain
 from adaptive_ts.learning.probe import Estimate
 from adaptive_ts.samplers.adaptive_probe import (
     METRICS,
@@ -72,6 +73,8 @@ def adaptive(
     that moved no parameter (gradients accumulated or skipped) can't be judged: it learns nothing,
     says ``probed`` 0, and the probe is due at the next.
 
+    One time per example, since the policy looks at one image: ``sample`` takes no ``shape``.
+
     The paper's text and its published code differ; each difference is an option, and
     ``docs/concepts/adaptive.md`` says which value is whose.
 
@@ -105,7 +108,7 @@ def adaptive(
       ``beta_mean``, ``entropy`` and ``nonfinite`` (rewards and profiles left out for it).
 
     Raises:
-      ValueError: an option out of its range.
+      ValueError: an option out of its range; from ``update``, parameters that are NNX variables.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -162,6 +165,10 @@ def adaptive(
 
     def log_density(state: AdaptiveState, sample: TimestepSample, batch: Batch) -> PerExample:
         a, b = policy.apply(state.policy, batch)
+        if sample.t.shape != a.shape:
+            raise ValueError(
+                f"adaptive has one density per example: got t {sample.t.shape} for {a.shape} images"
+            )
         if grid.num_timesteps is None:
             return policies.beta_log_prob(a, b, sample.u)
         own = collectives.on_rows(policies.beta_log_mass, a.shape[0], bucket_sharding)
@@ -181,6 +188,7 @@ def adaptive(
         probe: bool | None = None,
         **extra: Any,
     ) -> tuple[AdaptiveState, Metrics]:
+        check_plain(params=params, new_params=new_params)
         state, *taken = collectives.detached((state, params, new_params, batch, sample))
 
         def probed(state: AdaptiveState) -> AdaptiveState:
@@ -196,7 +204,7 @@ def adaptive(
             may=lambda: moved(params, new_params, axis_name),
         )
 
-    return TimestepSampler(init, GridSample(grid, draw), log_density, update)
+    return TimestepSampler(init, GridSample(grid, draw, single="adaptive"), log_density, update)
 
 
 def _not_of(params: Params, opt_state: optax.OptState) -> optax.OptState:

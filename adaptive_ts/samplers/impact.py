@@ -8,6 +8,7 @@ import optax
 
 from adaptive_ts.collectives import detached, threefry
 from adaptive_ts.learning.due import moved, probe_when_due
+from adaptive_ts.learning.plain_arrays import check_plain
 from adaptive_ts.samplers.impact_probe import (
     METRICS,
     ImpactState,
@@ -73,6 +74,8 @@ def impact(
     waits for a step that moved them. Why the options are what
     they are: ``docs/concepts/adaptive.md``.
 
+    One time per example: ``sample`` takes no ``shape``, since the probes call the losses with (b,).
+
     Args:
       grid: the time grid.
       optimizer: the model's own optax optimizer; its ``update`` is called with gradients, state
@@ -102,7 +105,7 @@ def impact(
       `summable`; one is enough to leave out the probe).
 
     Raises:
-      ValueError: an option out of its range.
+      ValueError: an option out of its range; from ``update``, NNX variables in place of arrays.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -158,6 +161,7 @@ def impact(
         probe: bool | None = None,
         **extra: Any,
     ) -> tuple[ImpactState, Metrics]:
+        check_plain(params=params, opt_state=opt_state, new_params=new_params)
         state, params, opt_state, batch = detached((state, params, opt_state, batch))
         new_params = detached(new_params)
 
@@ -179,4 +183,5 @@ def impact(
         update,
         coupling=coupling,
         axis_name=axis_name,
+        single="impact",
     )

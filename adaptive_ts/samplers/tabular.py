@@ -12,6 +12,7 @@ from adaptive_ts.diffusion.corruption import PREDICTIONS
 from adaptive_ts.learning.statistics import (
     LossHistory,
     LossStatistics,
+    check_losses,
     count_nonfinite,
     fill_unseen,
     init_history,
@@ -338,6 +339,7 @@ def _proportional(
     def update(
         state: LossStatistics, sample: TimestepSample, losses: PerExample, **extra: Any
     ) -> tuple[LossStatistics, Metrics]:
+        check_losses(losses, sample.t)
         losses = jax.lax.stop_gradient(losses).astype(jnp.float32)
         terms = terms_of(sample.t, losses)
         sound = summable(losses) & summable(terms)

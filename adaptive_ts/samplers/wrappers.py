@@ -119,7 +119,7 @@ def mixed_with_uniform(
         )
 
     proposal = None if base.proposal is None else log_density
-    sample = GridSample(grid, draw, base.weigh, proposal)
+    sample = GridSample(grid, draw, base.weigh, proposal, base.single)
     return sampler._replace(sample=sample, log_density=log_density)
 
 
@@ -218,8 +218,8 @@ def with_density_of(sampler: TimestepSampler, other: TimestepSampler) -> Timeste
         weight = factor(state, sample, batch)
         return weight if inner is None else weight * inner(state[0], sample, batch)
 
-    def sample(key: Key, state: State, batch: Batch) -> TimestepSample:
-        drawn = base(key, state[0], batch)
+    def sample(key: Key, state: State, batch: Batch, **axes: Any) -> TimestepSample:
+        drawn = base(key, state[0], batch, **axes)
         return drawn._replace(weight=drawn.weight * factor(state, drawn, batch))
 
     def log_density(state: State, sample: TimestepSample, batch: Batch) -> PerExample:
@@ -238,7 +238,8 @@ def with_density_of(sampler: TimestepSampler, other: TimestepSampler) -> Timeste
             return base.draw(key, state[0], batch)
 
         proposal = None if base.proposal is None else log_density
-        sample = GridSample(base.grid, draw, weigh, proposal)
+        single = base.single or getattr(other.sample, "single", None)
+        sample = GridSample(base.grid, draw, weigh, proposal, single)
     return TimestepSampler(init, sample, log_density, update)
 
 
@@ -255,8 +256,8 @@ def _weighted(sampler: TimestepSampler, weigh: LogDensityFn) -> TimestepSampler:
     base = sampler.sample
     if not isinstance(base, GridSample):
 
-        def draw(key: Key, state: State, batch: Batch) -> TimestepSample:
-            sample = base(key, state, batch)
+        def draw(key: Key, state: State, batch: Batch, **axes: Any) -> TimestepSample:
+            sample = base(key, state, batch, **axes)
             return sample._replace(weight=sample.weight * weigh(state, sample, batch))
 
         return sampler._replace(sample=draw)

@@ -92,17 +92,20 @@ def edm2_uncertainty(*, channels: int = 128) -> Uncertainty:
     def apply(params: UncertaintyParams, log_snr: PerExample) -> PerExample:
         frequencies, phases = jax.lax.stop_gradient(params[:2])
         noise_level = -clip_log_snr(log_snr) / 8  # log(sigma) / 4
-        angle = noise_level[:, None] * frequencies[None] + phases[None]
+        row = tuple(range(log_snr.ndim))  # of axes before the channels
+        frequencies, phases = jnp.expand_dims(frequencies, row), jnp.expand_dims(phases, row)
+        angle = noise_level[..., None] * frequencies + phases
         rms = jnp.linalg.norm(params.weight) / math.sqrt(channels)
         weight = params.weight / ((_NORM_EPS + rms) * math.sqrt(channels))
-        return math.sqrt(2) * jnp.sum(jnp.cos(angle) * weight[None], axis=1)
+        return math.sqrt(2) * jnp.sum(jnp.cos(angle) * jnp.expand_dims(weight, row), axis=-1)
 
     def loss(
         params: UncertaintyParams, log_snr: PerExample, weighted_losses: PerExample
     ) -> PerExample:
         if log_snr.shape != weighted_losses.shape:
             raise ValueError(
-                f"log_snr {log_snr.shape} and weighted_losses {weighted_losses.shape}: need (b,)"
+                f"log_snr {log_snr.shape} and weighted_losses {weighted_losses.shape}: need one "
+                "shape, (b,) or that of t"
             )
         u = apply(params, log_snr)
         return jnp.exp(-u) * weighted_losses + u

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from adaptive_ts.collectives import threefry
 from adaptive_ts.learning.derivative import derivative_along
@@ -35,7 +34,7 @@ def forward_impact(
 
     By forward mode (``jax.jvp``), ``jax.vmap`` over the timestep buckets: exact derivatives, no
     difference of two noisy losses. With ``direction`` the optimizer's response to the gradient of
-    an objective J, update(grad J) - update(0), this is <grad L_tau, P grad J>: by symmetry of P,
+    an objective J, `optimizer_response`, this is <grad L_tau, P grad J>: by symmetry of P,
     also how much a step on the loss at tau lowers J. All buckets see the same noise.
 
     Args:
@@ -84,21 +83,3 @@ def forward_impact(
         return jnp.where(jnp.isfinite(value), -slope, jnp.nan)
 
     return over_buckets(at_bucket, timesteps, chunk, axis_name, sharding)
-
-
-def optimizer_response(
-    optimizer: optax.GradientTransformation,
-    grads: Params,
-    opt_state: optax.OptState,
-    params: Params,
-) -> Params:
-    """What of the optimizer's step is owed to these gradients: update(grads) - update(0).
-
-    It points downhill, as optax's updates do, and leaves out momentum and weight decay, which
-    come whatever the gradient is.
-    """
-    zeros = jax.tree.map(jnp.zeros_like, grads)
-    with jax.numpy_dtype_promotion("standard"):  # optax multiplies counters by floats
-        moved, _ = optimizer.update(grads, opt_state, params)
-        coasted, _ = optimizer.update(zeros, opt_state, params)
-    return jax.tree.map(lambda a, b, p: (a - b).astype(p.dtype), moved, coasted, params)

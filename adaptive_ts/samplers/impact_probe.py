@@ -8,9 +8,10 @@ import numpy as np
 import optax
 
 from adaptive_ts import collectives
-from adaptive_ts.learning.impact import forward_impact, optimizer_response
+from adaptive_ts.learning.impact import forward_impact
 from adaptive_ts.learning.over_timesteps import per_example
 from adaptive_ts.learning.policy import beta_log_mass
+from adaptive_ts.learning.response import memory_scale, optimizer_response
 from adaptive_ts.learning.statistics import summable
 from adaptive_ts.timesteps.draws import Coupling, check_coupling, unit_draws
 from adaptive_ts.timesteps.grid import TimeGrid
@@ -91,7 +92,8 @@ def probe_model(
     keys = jax.random.split(key, 5)
     axis_name, size = options.axis_name, model.size
     grads, loss, loss_weight = _objective_gradient(state, model, keys[:2], grid, cells, options)
-    direction = optimizer_response(model.optimizer, grads, model.opt_state, model.params)
+    scale = memory_scale(model.opt_state, grads)
+    direction = optimizer_response(model.optimizer, grads, model.opt_state, model.params, scale)
     total = size * collectives.axis_size(axis_name)
     chosen = jax.random.randint(keys[2], (options.num_examples,), 0, total)
     found = forward_impact(
@@ -108,9 +110,11 @@ def probe_model(
     found = found.astype(jnp.float32)  # of a loss in float64: the state stays what it is
     known = summable(found)
     kept = jnp.where(known, found, 0.0)
-    # One bucket that is not makes the scale of the others unsound: nothing is learned.
-    sound = jnp.all(known)
-    scaled = kept / (jnp.mean(jnp.abs(kept)) + _TINY)
+    # One bucket that is not makes the scale of the others unsound: nothing is learned; nor is
+    # there anything to learn where the optimizer makes nothing of a gradient.
+    mean = jnp.mean(jnp.abs(kept))
+    sound = jnp.all(known) & (mean > 0)
+    scaled = kept / jnp.where(mean > 0, mean, 1)
     new = state._replace(
         impact=jnp.where(sound, options.decay * state.impact + scaled, state.impact),
         impact_weight=jnp.where(
@@ -164,7 +168,10 @@ def _objective_gradient(
             scale = mean ** jnp.float32(options.kappa - 1)
         return collectives.pmean(jnp.mean(scale * losses), axis_name), (loss, weight)
 
-    grads, (loss, weight) = jax.grad(value, has_aux=True)(model.params)
+    grads, (loss, weight) = jax.grad(value, has_aux=True, allow_int=True)(model.params)
+    grads = jax.tree.map(  # of integer leaves
+        lambda g: jnp.zeros(g.shape) if g.dtype == jax.dtypes.float0 else g, grads
+    )
     # As in the adaptive sampler: right whether or not shard_map has summed the gradients itself.
     return collectives.pmean(grads, axis_name), loss, weight
 

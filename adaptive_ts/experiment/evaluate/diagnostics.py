@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adaptive_ts.learning.impact import optimizer_response
+from adaptive_ts.learning.response import optimizer_response
 from adaptive_ts.types import Batch, IndexedLossFn, Key, Params, PerBucket
 
 _EXAMPLES_AT_ONCE = 16

@@ -10,6 +10,7 @@ from documents import ROOT
 FACES = (
     "adaptive_ts",
     "adaptive_ts.diffusion",
+    "adaptive_ts.integrations",
     "adaptive_ts.learning",
     "adaptive_ts.samplers",
     "adaptive_ts.schedules",

@@ -245,7 +245,10 @@ def test_only_collectives_crosses_devices():
 
 
 def test_importing_the_package_is_light():
-    code = f"import sys, adaptive_ts as a; a.adaptive; a.integrations; print([m for m in {HEAVY} if m in sys.modules])"
+    code = (
+        "import sys, adaptive_ts as a; a.adaptive; a.integrations; "
+        f"print([m for m in {HEAVY} if m in sys.modules])"
+    )
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )

@@ -9,11 +9,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from hackable_diffusion import hd
-from kauldron import kontext
+from kauldron import kd
 
 from adaptive_ts.timesteps.grid import GridSample
 from adaptive_ts.types import Batch, Key, LossFn, Params, PerExample, TimestepSampler
 
+_COLLECTION, _WEIGHT = "timesteps", "timestep_weight"
 _EXAMPLE = {"image": jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)}
 
 
@@ -97,11 +98,85 @@ def example_loss(model: Any, loss: Any, *, axes: tuple[int, ...] = (0,)) -> Loss
     def loss_fn(params: Params, batch: Batch, t: PerExample, key: Key) -> PerExample:
         timed = model.clone(time_sampler=GivenTimes(times=t, axes=axes))
         streams = dict(zip(("default", "dropout"), jax.random.split(key), strict=True))
-        inputs = kontext.resolve_from_keyed_obj({"batch": batch}, model)
+        inputs = kd.kontext.resolve_from_keyed_obj({"batch": batch}, model)
         out = timed.apply({"params": params}, **inputs, rngs=streams, is_training_property=True)
-        return loss(preds=out["output"], targets=out["target"], time=out["noise_info"]["time"])
+        return _losses(loss, out)
 
     return loss_fn
+
+
+@dataclasses.dataclass(kw_only=True, eq=False, frozen=True)
+class SampledTrainStep(kd.train.TrainStep):
+    """Kauldron's train step of a ``Diffusion`` whose timesteps are drawn, and learned, by ours.
+
+    The model's own ``time_sampler`` is not used. The sampler's state is a collection of the train
+    state, "timesteps", and so in its checkpoints; the timesteps' weights reach the loss as its
+    mask, normalized by values, so that it stays their mean.
+
+    Attributes:
+      sampler: any sampler of ours, on `continuous` time within [0, 1].
+      loss: the name, among ``aux.losses``, of the ``KauldronLossWrapper``.
+
+    Raises:
+      ValueError: when traced, a loss that has a mask of its own.
+
+    Source: ours; kauldron 1.4.4, ``train/train_step.py``, says ``_step`` may be overwritten.
+    """
+
+    sampler: TimestepSampler
+    loss: str = "diffusion_loss"
+
+    def init(self, elem_spec: Any, **options: Any) -> Any:
+        """Kauldron's train state, with the sampler's."""
+        state = super().init(elem_spec, **options)
+        spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), elem_spec)
+        key = self.rng_streams.init_rngs()["default"]
+        return self._with(state, self.sampler.init(key, spec))
+
+    def _with(self, state: Any, sampler_state: Any) -> Any:
+        return state.replace(
+            collections={**state.collections, _COLLECTION: {"state": sampler_state}}
+        )
+
+    def _step(self, state: Any, batch: Batch) -> tuple[Any, Any]:
+        rest = {k: v for k, v in state.collections.items() if k != _COLLECTION}
+        sampler_state = state.collections[_COLLECTION]["state"]
+        key_t, key = jax.random.split(self.rng_streams.train_rngs(state.step)["default"])
+        draw = self.sampler.sample(key_t, sampler_state, batch)
+        # Kauldron's step, of this model and loss but with these times and weights.
+        wrapper = self.aux.losses[self.loss]
+        if wrapper.mask is not None:
+            raise ValueError(
+                f"the loss {self.loss!r} has mask={wrapper.mask!r}, where the timesteps' weights "
+                "belong: leave it None, and mask by a loss of your own"
+            )
+        weighted = dataclasses.replace(wrapper, mask=f"batch.{_WEIGHT}", normalize_by="values")
+        losses = {**self.aux.losses, self.loss: weighted}
+        step = dataclasses.replace(
+            self,
+            model=self.model.clone(time_sampler=GivenTimes(times=draw.t)),
+            aux=dataclasses.replace(self.aux, losses=losses),
+        )
+        new, context = super(SampledTrainStep, step)._step(
+            state.replace(collections=rest), {**batch, _WEIGHT: draw.weight}
+        )
+        sampler_state, _ = self.sampler.update(
+            sampler_state,
+            draw,
+            _losses(wrapper.loss, context.preds),
+            key=key,
+            batch=batch,
+            loss_fn=example_loss(self.model, wrapper.loss),
+            params=state.params,
+            new_params=new.params,
+            opt_state=state.opt_state,
+        )
+        return self._with(new, sampler_state), context
+
+
+def _losses(loss: Any, out: Any) -> PerExample:
+    """(b,) of what a ``Diffusion`` returns."""
+    return loss(preds=out["output"], targets=out["target"], time=out["noise_info"]["time"])
 
 
 def _check_law(sampler: TimestepSampler) -> None:

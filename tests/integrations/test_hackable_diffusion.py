@@ -2,7 +2,6 @@
 
 import re
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +14,7 @@ import adaptive_ts as ats
 pytest.importorskip("hackable_diffusion", reason="the extra [hackable-diffusion], Python 3.12")
 
 from hackable_diffusion import hd
-from hackable_diffusion.kdiff import core
+from hackable_parts import BATCH, LOSS, TIME, applied, diffusion
 
 from adaptive_ts.integrations.hackable_diffusion import (
     GivenTimes,
@@ -23,7 +22,6 @@ from adaptive_ts.integrations.hackable_diffusion import (
     example_loss,
 )
 
-TIME = ats.continuous(t_min=1e-3, t_max=1 - 1e-3)
 DATA = jnp.zeros((4096, 2, 2, 1))
 KEY = jax.random.key(0)
 
@@ -32,41 +30,6 @@ KEY = jax.random.key(0)
 def as_their_code_has_it():
     with jax.numpy_rank_promotion("allow"):  # JAX's default
         yield
-
-
-class Network(nn.Module):
-    @nn.compact
-    def __call__(self, time, xt, conditioning, is_training):
-        label = jnp.broadcast_to(conditioning["label"][:, None, None, None] / 10, time.shape)
-        seen = [jnp.broadcast_to(x, xt.shape) for x in (xt, time, label)]
-        h = nn.silu(nn.Conv(8, (3, 3))(jnp.concatenate(seen, axis=-1)))
-        return {"velocity": nn.Conv(xt.shape[-1], (3, 3))(h)}
-
-
-PROCESS = hd.corruption.GaussianProcess(schedule=hd.corruption.CosineSchedule())
-LOSS = hd.training.SiD2Loss(schedule=PROCESS.schedule, prediction_type="velocity")
-BATCH = {
-    "image": jax.random.normal(jax.random.key(1), (8, 8, 8, 1)),
-    "label": jnp.arange(8)[:, None],
-}
-
-
-def diffusion(time_sampler):
-    return core.Diffusion(
-        network=Network(),
-        corruption_process=PROCESS,
-        time_sampler=time_sampler,
-        x0="batch.image",
-        cond={"label": "batch.label[:,0]"},
-    )
-
-
-def applied(model, params, batch=BATCH):
-    inputs = {"x0": batch["image"], "cond": {"label": batch["label"][:, 0]}}
-    streams = {"params": jax.random.key(2), "default": jax.random.key(3)}
-    if params is None:
-        return model.init(streams, **inputs, is_training_property=True)["params"]
-    return model.apply({"params": params}, **inputs, rngs=streams, is_training_property=True)
 
 
 @pytest.mark.parametrize("law", ["uniform", "logit_normal", "beta"])

@@ -46,6 +46,26 @@ def fences(text: str) -> list[Fence]:
     ]  # fmt: skip
 
 
+def added_lines(diff: str) -> list[str]:
+    """The lines that a diff adds, without those that are empty."""
+    return [line[1:] for line in diff.split("\n") if line.startswith("+") and line[1:].strip()]
+
+
+def changed(source: str, diff: str) -> str:
+    """The source after a diff of unnumbered hunks, parted by lines that begin with ``@@``.
+
+    Each hunk's old lines have to be in the source exactly once, one after the other.
+    """
+    for hunk in re.split(r"^@@.*\n", diff, flags=re.MULTILINE):
+        lines = hunk.rstrip("\n").split("\n")
+        old = "".join(f"{line[1:]}\n" for line in lines if line[:1] in (" ", "-", ""))
+        new = "".join(f"{line[1:]}\n" for line in lines if line[:1] in (" ", "+", ""))
+        if hunk.strip():
+            assert source.count(old) == 1, f"found {source.count(old)} times:\n{old}"
+            source = source.replace(old, new)
+    return source
+
+
 def python_blocks(text: str) -> list[str]:
     return [block.code for block in fences(text) if block.language == "python"]
 

@@ -131,7 +131,8 @@ class SampledTrainStep(kd.train.TrainStep):
         state = super().init(elem_spec, **options)
         spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), elem_spec)
         key = self.rng_streams.init_rngs()["default"]
-        return self._with(state, self.sampler.init(key, spec))
+        # Copies: kauldron donates its state, in which no two leaves may share a buffer.
+        return self._with(state, jax.tree.map(jnp.copy, self.sampler.init(key, spec)))
 
     def _with(self, state: Any, sampler_state: Any) -> Any:
         return state.replace(

@@ -64,7 +64,7 @@ def test_the_state_is_carried_and_learns(name):
     second = jax.device_get(state.collections["timesteps"]["state"])
     assert differ(first, second) and differ(params, state.params) and state.step == 2
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(second))
-    assert np.isfinite(aux.compute()["losses/total"])
+    assert np.isfinite(aux.compute().loss_values["losses/total"])
 
 
 def test_the_objective_is_the_mean_of_weight_times_loss():
@@ -79,7 +79,7 @@ def test_the_objective_is_the_mean_of_weight_times_loss():
     _, aux = step.step(step.init(SPEC), BATCH, return_losses=True)
     jax.effects_barrier()
     weight, losses = seen["found"]
-    found = aux.compute()["losses/total"]
+    found = aux.compute().loss_values["losses/total"]
     np.testing.assert_allclose(found, np.mean(weight * losses), rtol=1e-5)
     # Neither the plain mean, nor kauldron's mean over a mask.
     assert abs(found - np.mean(losses)) > 1e-2

@@ -10,10 +10,7 @@ import pytest
 from documents import changed, fences, read
 from flax import linen as nn
 
-import adaptive_ts as ats
-
-reason = "in an environment of its own: uv run --with flaxdiff==0.2.11 pytest tests/integrations"
-pytest.importorskip("flaxdiff", reason=reason)
+pytest.importorskip("flaxdiff", reason="it is no extra: uv run --with flaxdiff==0.2.11 pytest ...")
 
 from flaxdiff.inputs import DiffusionInputConfig
 from flaxdiff.predictors import EpsilonPredictionTransform
@@ -90,7 +87,7 @@ def test_a_learned_sampler(tmp_path):
 
 
 def test_a_fixed_law():
-    page = {"ats": ats, "jnp": jnp, "CosineNoiseScheduler": CosineNoiseScheduler}
+    page = {"jnp": jnp, "CosineNoiseScheduler": CosineNoiseScheduler}
     source = changed("schedule = CosineNoiseScheduler(1000)\n", FIXED)
     exec(source, page)
     state = trainer_module.RandomMarkovState(jax.random.key(1))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from documents import changed, fences, read
 
 import adaptive_ts as ats
 
@@ -12,10 +13,10 @@ pytest.importorskip("hackable_diffusion", reason="the extra [hackable-diffusion]
 
 from hackable_diffusion import hd
 from hackable_diffusion.kdiff import core
-from hackable_parts import BATCH, LOSS, TIME, diffusion
+from hackable_parts import BATCH, LOSS, PROCESS, TIME, Network, applied, diffusion
 from kauldron import kd
 
-from adaptive_ts.integrations.hackable_diffusion import SampledTrainStep
+from adaptive_ts.integrations.hackable_diffusion import LawTimeSampler, SampledTrainStep
 
 ADAM = optax.adam(1e-2)
 SPEC = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), BATCH)
@@ -32,11 +33,17 @@ def as_their_code_has_it(quick_compilation):
         yield
 
 
-def train_step(sampler, mask=None):
+CONFIG, TRAINER, OWN = (
+    fence.code
+    for fence in fences(read("docs/howto/hackable_diffusion.md"))
+    if fence.language == "diff"
+)
+
+
+def parts(mask=None):
     wrapper = core.KauldronLossWrapper(loss=LOSS, mask=mask)
     streams = [kd.train.RngStream("default", train=True, eval=True)]
-    return SampledTrainStep(
-        sampler=sampler,
+    return dict(
         model=diffusion(hd.training.time_sampling.UniformTimeSampler()),
         optimizer=ADAM,
         rng_streams=kd.train.RngStreams(streams, seed=0),
@@ -44,6 +51,10 @@ def train_step(sampler, mask=None):
         init_transform=kd.ckpts.NoopTransform(),
         aux=kd.train.Auxiliaries(losses={"diffusion_loss": wrapper}, metrics={}, summaries={}),
     )
+
+
+def train_step(sampler, mask=None):
+    return SampledTrainStep(sampler=sampler, **parts(mask))
 
 
 def differ(a, b):
@@ -93,3 +104,51 @@ def test_a_mask_of_the_user_s_is_refused():
     wrong = r"'diffusion_loss' has mask='batch\.label', where the timesteps' weights belong"
     with pytest.raises(ValueError, match=wrong):
         step.step(state, BATCH)
+
+
+def test_the_page_s_config():
+    source = """
+cfg.model = core.Diffusion(
+    time_sampler=hd.training.time_sampling.UniformTimeSampler(
+        span=hd.jax_helpers.SafeSpan(safety_epsilon=1e-4)
+    ),
+    network=network, corruption_process=process, x0="batch.image", cond={"label": "batch.label"},
+)
+"""
+    page = {"core": core, "hd": hd, "network": Network(), "process": PROCESS}
+    page["cfg"] = type("Config", (), {})
+    exec(changed(source, CONFIG), page)
+    model = page["cfg"].model
+    assert isinstance(model.time_sampler, LawTimeSampler)
+    time = applied(model, applied(model, None))["noise_info"]["time"]
+    assert time.shape == (8, 1, 1, 1) and len(np.unique(time)) == 8
+
+
+def test_the_page_s_trainer():
+    page = {"kd": kd, "parts": parts()}
+    exec(changed("trainstep = kd.train.TrainStep(**parts)\n", TRAINER), page)
+    state = page["trainstep"].init(SPEC)
+    state, _ = page["trainstep"].step(state, BATCH)
+    assert int(state.collections["timesteps"]["state"].count.sum()) == 8
+
+
+def test_the_page_s_own_train_step():
+    source = """
+import optax
+@jax.jit
+def train_step(params, opt_state, batch, key):
+    value, grads = jax.value_and_grad(mean_loss)(params, batch, key)
+    updates, opt_state = tx.update(grads, opt_state, params)
+    new = optax.apply_updates(params, updates)
+    return new, opt_state, value
+"""
+    model = diffusion(hd.training.time_sampling.UniformTimeSampler())
+    source = changed(source, OWN)
+    page = {"jax": jax, "tx": ADAM, "diffusion": model, "loss": LOSS}
+    exec(source, page)
+    params = applied(model, None)
+    carried = (params, ADAM.init(params), page["sampler"].init(jax.random.key(0), BATCH))
+    for step in range(3):
+        *carried, value = page["train_step"](*carried, BATCH, jax.random.key(step))
+        assert np.isfinite(value)
+    assert int(carried[2].count.sum()) == 3 * 8 and differ(params, carried[0])

@@ -17,7 +17,7 @@ import adaptive_ts as ats
 
 PAGES = {
     "maxdiffusion": [10],
-    "flaxdiff": [2, 9],
+    "flaxdiff": [7, 9],
     "own_dit": [10],
     "hackable_diffusion": [4, 4, 9],
 }  # flaxdiff's tenth is in the script, as the page says

@@ -43,8 +43,8 @@ class SampledLoss(NamedTuple):
       init: (key, batch) -> state, the sampler's.
       loss: (params, state, batch, key) -> (scalar, `Drawn`): draws the timesteps, and is what
         ``jax.value_and_grad`` with ``has_aux=True`` takes.
-      update: (state, drawn, batch, params, new_params, **extra) -> (state, metrics), after the
-        optimizer; ``extra`` may hold ``opt_state`` and ``probe``.
+      update: (state, drawn, batch, params, new_params) -> (state, metrics), after the optimizer;
+        takes ``opt_state=``, from before the step, and ``probe=`` for samplers that need them.
     """
 
     init: InitFn

@@ -1,5 +1,7 @@
 """The only cross-device code: every function is the identity, or local, without an axis name.
 
+And what all floors ask of keys, batches and trees.
+
 ``axis_name=None`` is the global view (``jit`` over sharded arrays, where sums are already
 global). Inside ``jax.shard_map`` or ``jax.pmap`` pass the mapped axis: only sums cross devices.
 """
@@ -9,8 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from adaptive_ts.types import AxisName, Batch, Key, PerExample
+
+_THREEFRY = "threefry2x32"
 
 
 def psum(tree: Any, axis_name: AxisName) -> Any:
@@ -34,15 +39,25 @@ def axis_index(axis_name: AxisName) -> jax.Array:
 
 
 def batch_size(batch: Batch) -> int:
-    """b: the leading axis of the first leaf that has one.
+    """b (of this device): the leading axis that all leaves which have one agree on.
 
     Raises:
-      ValueError: no leaf of the batch has an axis.
+      ValueError: no leaf of the batch has an axis, or two of them lead with different ones.
     """
-    for leaf in jax.tree.leaves(batch):
-        if len(leaf.shape) > 0:
-            return leaf.shape[0]
-    raise ValueError(f"a batch needs an array whose leading axis is the example, got {batch!r}")
+    shapes = [(path, np.shape(leaf)) for path, leaf in jax.tree.leaves_with_path(batch)]
+    shapes = [(jax.tree_util.keystr(path) or "the batch", shape) for path, shape in shapes if shape]
+    if not shapes:
+        raise ValueError(f"a batch needs an array whose leading axis is the example, got {batch!r}")
+    first, size = shapes[0][0], shapes[0][1][0]
+    for name, shape in shapes:
+        if shape[0] != size:
+            raise ValueError(
+                f"the batch's leaves don't agree on the number of examples: {first} has shape "
+                f"{shapes[0][1]}, {name} {shape}; give `sample` only the leaves that lead with "
+                'the example, such as {"image": batch["image"]}, and what the whole batch shares '
+                "to the loss in its closure"
+            )
+    return size
 
 
 def example_index(num_local: int, axis_name: AxisName) -> PerExample:
@@ -51,13 +66,44 @@ def example_index(num_local: int, axis_name: AxisName) -> PerExample:
 
 
 def example_keys(key: Key, index: PerExample) -> jax.Array:
-    """One key per example, by global index: the draws don't depend on the device count."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+    """One threefry key per example, by global index: the draws don't depend on the devices."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(threefry(key), index)
+
+
+def threefry(key: Key) -> Key:
+    """A threefry key made of the words of a key of any implementation; a threefry key as it is.
+
+    Under ``jax.vmap`` the draws of an "rbg" key depend on its neighbours, and "unsafe_rbg" keys
+    can't be told by the order of their folds: what is drawn per example needs neither. The words
+    are folded, not hashed by random bits, which would differ between platforms.
+    """
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    words = jax.random.key_data(key) if typed else jnp.asarray(key)
+    if str(jax.random.key_impl(key)) == _THREEFRY if typed else words.shape == (2,):
+        return key
+    own = jax.random.wrap_key_data(words[:2], impl=_THREEFRY)
+    for word in words[2:]:
+        own = jax.random.fold_in(own, word)
+    return own
+
+
+def seed_key(seed: int) -> Key:
+    """The key of a seed, the same whatever ``jax_default_prng_impl`` says."""
+    return jax.random.key(seed, impl=_THREEFRY)
 
 
 def device_key(key: Key, axis_name: AxisName) -> Key:
     """A key of this device's own; the key itself without an axis."""
     return key if axis_name is None else jax.random.fold_in(key, axis_index(axis_name))
+
+
+def detached(tree: Any) -> Any:
+    """The tree with no gradient to its arrays; its other leaves as they are."""
+
+    def detach(x: Any) -> Any:
+        return jax.lax.stop_gradient(x) if isinstance(x, jax.Array) else x
+
+    return jax.tree.map(detach, tree)
 
 
 def all_gather(x: jax.Array, axis_name: AxisName) -> jax.Array:
@@ -91,7 +137,7 @@ def take_example(
     owner, local = index // num_local, index % num_local
 
     def take(leaf: jax.Array) -> jax.Array:
-        if len(leaf.shape) == 0 or leaf.shape[0] != num_local:
+        if np.shape(leaf)[:1] != (num_local,):
             return leaf
         if sharding is not None and jnp.issubdtype(leaf.dtype, jnp.number):
             mine = (jnp.arange(num_local) == index).reshape(-1, *(1,) * (leaf.ndim - 1))

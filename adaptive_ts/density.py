@@ -8,6 +8,7 @@ from adaptive_ts.schedules.base import NoiseSchedule
 from adaptive_ts.timesteps.grid import GridSample
 from adaptive_ts.timesteps.tables import bucket_timesteps, check_schedule
 from adaptive_ts.types import Batch, PerBucket, State, TimestepSample, TimestepSampler, Weighting
+from adaptive_ts.weightings.predictions import on_schedule
 
 
 def relative_density(
@@ -78,10 +79,10 @@ def effective_density(
     if batch is None:
         batch = {"image": jnp.zeros((1, 8, 8, 1))}
     if state is None:
-        state = sampler.init(jax.random.key(0), batch)
+        state = sampler.init(collectives.seed_key(0), batch)
     timesteps = bucket_timesteps(grid)
     _, share = relative_density(sampler, state, batch, timesteps, grid.to_u(timesteps))
     if weighting is not None and schedule is not None:
         check_schedule(grid, schedule)
-        share = share * weighting(schedule.log_snr(timesteps))
+        share = share * on_schedule(weighting, schedule)(schedule.log_snr(timesteps))
     return share / jnp.sum(share)

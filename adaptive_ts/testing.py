@@ -1,7 +1,7 @@
 """`check_sampler`: the contract as a function, for our samplers and for other people's."""
 
 import inspect
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,15 @@ import numpy as np
 
 from adaptive_ts import collectives
 from adaptive_ts.timesteps.grid import TimeGrid
-from adaptive_ts.types import Batch, Key, PerExample, State, TimestepSample, TimestepSampler
+from adaptive_ts.types import (
+    Along,
+    Batch,
+    Key,
+    PerExample,
+    State,
+    TimestepSample,
+    TimestepSampler,
+)
 
 _BINS = 20  # coarse bins of the chi-square test, of equal expected mass
 
@@ -46,7 +54,8 @@ def check_sampler(
     batches, under jit, scan and vmap; that sample and update trace once and call no host; that
     update takes what it needs from the extras, ignores the rest and names what is missing; that
     its draws follow ``log_density`` (chi-square with a fixed key), which sums to one, and that
-    importance-weighted means are unbiased.
+    importance-weighted means are unbiased. Where ``sample`` takes a ``shape``, that its times have
+    it, equal or in order where asked for, and are taken by ``update``; or that it is refused.
 
     Args:
       sampler: the sampler.
@@ -78,12 +87,14 @@ def check_sampler(
     grid = grid or getattr(sampler.sample, "grid", None)
     if grid is None:
         raise ValueError("this sampler does not name its time grid: pass grid=")
-    key = jax.random.key(0) if key is None else key
+    key = collectives.seed_key(0) if key is None else key
     extras = _default_extras(batch) | (extras or {})
     state = _check_init(sampler, batch, key)
     _check_sample(sampler, state, batch, grid, key)
     state = _check_update(sampler, state, batch, extras, key, num_steps)
     _check_extras(sampler, state, batch, extras, key)
+    if "shape" in inspect.signature(sampler.sample).parameters:
+        _check_shapes(sampler, state, batch, grid, extras, key)
     return _check_draws(sampler, state, batch, grid, key, num_draws, min_p_value, max_z_score)
 
 
@@ -99,6 +110,15 @@ def _shapes(tree: Any) -> Any:
 def _require_same(found: Any, expected: Any, what: str) -> None:
     found, expected = _shapes(found), _shapes(expected)
     _require(found == expected, f"{what}: expected {expected}, found {found}")
+
+
+def _require_draw(found: TimestepSample, shape: tuple[int, ...], grid: TimeGrid, what: str) -> None:
+    time = (shape, np.dtype(np.float32 if grid.num_timesteps is None else np.int32))
+    real = (shape, np.dtype(np.float32))
+    fields = {name: value for name, value in found._asdict().items() if value is not None}
+    expected = {"t": time, "u": real, "weight": real, "r": time}
+    expected = {name: expected[name] for name in {"t": 0, "u": 0, "weight": 0} | fields}
+    _require(_shapes(fields) == expected, f"{what}: expected {expected}, found {_shapes(fields)}")
 
 
 def _default_extras(batch: Batch) -> dict[str, Any]:
@@ -133,10 +153,6 @@ def _check_sample(
     sampler: TimestepSampler, state: State, batch: Batch, grid: TimeGrid, key: Key
 ) -> None:
     size = collectives.batch_size(batch)
-    kind = jnp.int32 if grid.num_timesteps is not None else jnp.float32
-    expected = TimestepSample._make(
-        ((size,), np.dtype(d)) for d in (kind, jnp.float32, jnp.float32)
-    )
     traces = []
 
     def counted(key: Key, state: State, batch: Batch) -> TimestepSample:
@@ -145,7 +161,7 @@ def _check_sample(
 
     jitted = jax.jit(counted)
     one = jitted(key, state, batch)
-    _require(_shapes(one) == expected, f"sample: expected {expected}, found {_shapes(one)}")
+    _require_draw(one, (size,), grid, "sample")
     again = jitted(key, state, batch)
     _require(bool(jnp.all(one.u == again.u)), "sample: the same key gave other draws")
     other = jitted(jax.random.fold_in(key, 1), state, batch)
@@ -234,6 +250,44 @@ def _check_extras(
             _require(name in str(error), f"update without {name!r} does not name it: {error}")
         else:
             raise AssertionError(f"update declares {name!r} but runs without it")
+
+
+def _check_shapes(
+    sampler: TimestepSampler,
+    state: State,
+    batch: Batch,
+    grid: TimeGrid,
+    extras: dict[str, Any],
+    key: Key,
+) -> None:
+    shape = (collectives.batch_size(batch), 3)
+    arrays, static = _split(extras)
+
+    def all_ways(key: Key, state: State, arrays: dict[str, Any]) -> dict[str, TimestepSample]:
+        ways: tuple[Along, ...] = get_args(Along)
+        return {way: sampler.sample(key, state, batch, shape=shape[1:], along=way) for way in ways}
+
+    def updated(key: Key, state: State, arrays: dict[str, Any]) -> State:
+        rest = {**arrays, **static, "key": key}
+        draw = all_ways(key, state, arrays)["independent"]
+        losses = jnp.broadcast_to(rest.pop("losses")[:, None], shape)
+        log_density = sampler.log_density(state, draw, batch)
+        _require(log_density.shape == shape, f"log_density with a shape: {log_density.shape}")
+        return sampler.update(state, draw, losses, **rest)[0]
+
+    try:
+        draws = jax.jit(all_ways)(key, state, arrays)
+    except ValueError as error:
+        _require("shape" in str(error), f"a refusal of shape= that does not name it: {error}")
+        return
+    for along, draw in draws.items():
+        _require_draw(draw, shape, grid, f"sample with shape={shape[1:]}, along={along!r}")
+    varied = jnp.any(jnp.diff(draws["independent"].u))
+    _require(bool(varied), "sample with a shape: the draws of an example are all the same")
+    equal, rising = draws["equal"].t, draws["increasing"].t
+    _require(bool(jnp.all(equal == equal[:, :1])), "along='equal': times that differ")
+    _require(bool(jnp.all(rising[:, 1:] >= rising[:, :-1])), "along='increasing': times that fall")
+    _require_same(jax.eval_shape(updated, key, state, arrays), state, "update with a shape")
 
 
 def _probabilities(

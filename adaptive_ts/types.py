@@ -6,11 +6,13 @@ Axis glossary, used in every signature of this package:
 * ``n``  buckets of the time grid
 * ``s``  selected timesteps
 
+What belongs to a time is (b, *shape) where ``sample`` was given a shape: one per frame, say.
+
 t grows with noise. Log-SNR is natural. VLB terms are in bits per dimension.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, ParamSpec, Protocol, TypeAlias
 
 import jax
 
@@ -21,35 +23,41 @@ Key: TypeAlias = jax.Array  # a typed key, or an old-style uint32 key
 AxisName: TypeAlias = str | tuple[str, ...] | None
 
 Scalar: TypeAlias = jax.Array  # ()
-PerExample: TypeAlias = jax.Array  # (b,)
+PerExample: TypeAlias = jax.Array  # (b,); (b, *shape) where it belongs to a time
 PerBucket: TypeAlias = jax.Array  # (n,)
 Selected: TypeAlias = jax.Array  # (s,)
 Metrics: TypeAlias = dict[str, Scalar]
 
 Weighting: TypeAlias = Callable[[PerExample], PerExample]  # log-SNR -> loss weight
 
+Along: TypeAlias = Literal["independent", "equal", "increasing"]
+
 _Extra = ParamSpec("_Extra")
+_Axes = ParamSpec("_Axes")
 
 
 class TimestepSample(NamedTuple):
-    """One drawn timestep per example.
+    """One drawn timestep per example, or several: all are (b,), or (b, *shape) where asked for.
 
     Attributes:
       t: (b,) what the loss sees: int32 in [0, T), or float32 in (t_min, t_max).
       u: (b,) float32, the draw on (0, 1) before the grid maps it to ``t``.
       weight: (b,) float32, the only channel to the objective: train on
         ``mean(weight * losses)``.
+      r: (b,) a second time of the same kind as ``t``, of a law that draws two; None otherwise.
     """
 
     t: PerExample
     u: PerExample
     weight: PerExample
+    r: PerExample | None = None
 
 
 class LossFn(Protocol):
     """A per-example, unweighted training loss; the timesteps are an argument.
 
-    ``loss_fn(params, batch, t, key) -> (b,)``. It draws its noise from the one key it gets.
+    ``loss_fn(params, batch, t, key) -> (b,)``, of t's shape. It draws its noise from the one key
+    it gets.
     """
 
     def __call__(self, params: Params, batch: Batch, t: PerExample, key: Key, /) -> PerExample: ...
@@ -71,16 +79,23 @@ class InitFn(Protocol):
     def __call__(self, key: Key, batch: Batch) -> State: ...
 
 
-class SampleFn(Protocol):
-    """``sample(key, state, batch) -> TimestepSample``."""
+class SampleFn(Protocol[_Axes]):
+    """``sample(key, state, batch, *, shape=(), along="independent") -> TimestepSample``.
 
-    def __call__(self, key: Key, state: State, batch: Batch) -> TimestepSample: ...
+    ``shape`` are the axes after b, as of a ``GridSample``. A sampler of one's own may leave out
+    both keywords.
+    """
+
+    def __call__(
+        self, key: Key, state: State, batch: Batch, *args: _Axes.args, **axes: _Axes.kwargs
+    ) -> TimestepSample: ...
 
 
 class LogDensityFn(Protocol):
     """``log_density(state, sample, batch) -> (b,)``, relative to uniform over the grid's t.
 
-    ``exp(-log_density)`` is the importance weight; on a discrete grid it is 1 / (T p_t).
+    ``exp(-log_density)`` is the importance weight; on a discrete grid it is 1 / (T p_t). Of t's
+    shape; with increasing times that of a time picked at random among an example's.
     """
 
     def __call__(self, state: State, sample: TimestepSample, batch: Batch) -> PerExample: ...
@@ -90,7 +105,7 @@ class UpdateFn(Protocol[_Extra]):
     """``update(state, sample, losses, **extra) -> (state, metrics)``.
 
     ``extra`` may hold ``key``, ``batch``, ``loss_fn``, ``params``, ``new_params``, ``opt_state``
-    and ``probe``. A sampler declares those it needs and ignores the rest.
+    and ``probe``. A sampler declares those it needs and ignores the rest. Losses have t's shape.
     """
 
     def __call__(
@@ -117,6 +132,6 @@ class TimestepSampler(NamedTuple):
     """
 
     init: InitFn
-    sample: SampleFn
+    sample: SampleFn[...]
     log_density: LogDensityFn
     update: UpdateFn[...]

@@ -33,7 +33,7 @@ _ADAPTIVE = c.Config(
         variance="fixed_large",
     ),
     schedule=c.ScheduleConfig(name="quad", num_timesteps=1000),
-    sampler=c.SamplerConfig(name="adaptive", learning_rate=1e-2),
+    sampler=c.SamplerConfig(name="adaptive", learning_rate=1e-2, num_selected=3),
     optimizer=c.OptimizerConfig(
         learning_rate=2e-4, b1=0.9, b2=0.999, warmup_steps=5000, clip_norm=1.0, ema_decay=0.9999
     ),

@@ -25,8 +25,12 @@ def same_shapes(t: PerExample, **arrays: jax.Array) -> None:
     if len(set(shapes.values())) > 1:
         raise ValueError(f"shapes differ: {shapes}; a learned variance is not supported")
     shape = next(iter(shapes.values()))
-    if len(shape) < 2 or jnp.shape(t) != shape[:1]:
-        raise ValueError(f"t {jnp.shape(t)} and images {shape}: need (b,) and (b, ...)")
+    times = jnp.shape(t)
+    if not 1 <= len(times) < len(shape) or times != shape[: len(times)]:
+        raise ValueError(
+            f"t {times} and images {shape}: need (b,) and (b, ...), or a time for each of the "
+            "images' leading axes, as (b, frames) and (b, frames, ...)"
+        )
 
 
 def corrupt(schedule: NoiseSchedule, x0: jax.Array, noise: jax.Array, t: PerExample) -> jax.Array:
@@ -36,7 +40,7 @@ def corrupt(schedule: NoiseSchedule, x0: jax.Array, noise: jax.Array, t: PerExam
       schedule: the noise schedule.
       x0: (b, ...) float, such as NHWC images in [-1, 1].
       noise: (b, ...), standard normal.
-      t: (b,).
+      t: (b,), or a time for each of more leading axes: (b, frames) for x0 (b, frames, ...).
 
     Returns: (b, ...) at least float32.
     Raises: ValueError: integer images, or shapes that do not fit.
@@ -97,7 +101,7 @@ def predicted_eps(
       schedule: the noise schedule.
       prediction: "eps", "x0", "v" or "flow".
       output, x_t: (b, ...).
-      t: (b,).
+      t: (b,), or a time for each of more leading axes.
 
     Returns: (b, ...) at least float32.
     Raises: ValueError: an unknown prediction, or shapes that do not fit.

@@ -18,6 +18,7 @@ from adaptive_ts.diffusion.corruption import (
     prediction_target,
     same_shapes,
 )
+from adaptive_ts.diffusion.images import ImageFn, image_reader
 from adaptive_ts.schedules.base import (
     NoiseSchedule,
     discrete_betas,
@@ -30,11 +31,6 @@ from adaptive_ts.schedules.base import (
 from adaptive_ts.types import AxisName, Batch, Key, Params, PerExample
 
 PredictFn: TypeAlias = Callable[[Params, jax.Array, PerExample, Batch, Key], jax.Array]
-ImageFn: TypeAlias = Callable[[Batch], jax.Array]
-
-
-def _image(batch: Batch) -> jax.Array:
-    return batch["image"]
 
 
 def _bounded(schedule: NoiseSchedule) -> NoiseSchedule:
@@ -46,8 +42,9 @@ def _bounded(schedule: NoiseSchedule) -> NoiseSchedule:
     return schedule
 
 
-def _mean(x: jax.Array) -> PerExample:
-    return jnp.mean(x, axis=tuple(range(1, x.ndim)))
+def _mean(x: jax.Array, leading: int = 1) -> PerExample:
+    """Over all but the leading axes, which are t's."""
+    return jnp.mean(x, axis=tuple(range(leading, x.ndim)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # not a tuple: jit needs weak references to it
@@ -56,8 +53,11 @@ class ExampleLoss:
 
     Attributes:
       at: (params, batch, t, key, index) -> (b,); index (b,) int32 names each example's noise.
-        Hand the same index to several timesteps and they share one noise. The model's key
-        (dropout) is folded by the first index: its own on every device, equal within a profile.
+        With a time for each of the images' leading axes, t (b, frames) for (b, frames, ...), the
+        losses are of t's shape. Hand the same index to several timesteps and they share one noise.
+        The model's key (dropout) is folded by the first index: its own on every device, equal
+        within a profile. The noise is threefry's whatever the key is; the model's key is of the
+        same implementation.
       axis_name: the mapped device axis, or None in the global view.
     """
 
@@ -80,7 +80,10 @@ def _example_loss(
 
     def at(params: Params, batch: Batch, t: PerExample, key: Key, index: PerExample) -> PerExample:
         x0 = as_float(image(batch))
-        k_noise, k_model = jax.random.split(key)
+        own = collectives.threefry(key)
+        k_noise, k_model = jax.random.split(own)
+        if own is not key:  # the model's dropout stays with the generator that was chosen for it
+            k_model = key
         keys = collectives.example_keys(k_noise, index)
         noise = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:], x0.dtype))(keys)
         x_t = corrupt(schedule, x0, noise, t)
@@ -96,20 +99,23 @@ def denoising_loss(
     schedule: NoiseSchedule,
     *,
     prediction: str = "eps",
-    image: ImageFn = _image,
+    image: ImageFn | None = None,
+    image_key: str = "image",
     axis_name: AxisName = None,
 ) -> ExampleLoss:
     """Per-example mean squared error in the prediction's own space, in float32.
 
     Args:
-      predict: (params, x_t, t, batch, key) -> (b, ...), the model.
+      predict: (params, x_t, t, batch, key) -> (b, ...), the model; t as the loss gets it.
       schedule: the noise schedule.
       prediction: what the model predicts: "eps", "x0", "v" or "flow".
-      image: batch -> (b, ...) float images.
+      image: batch -> (b, ...) float images; None for ``batch[image_key]``.
+      image_key: such as "latents", "pixel_values".
       axis_name: the mapped device axis, inside ``shard_map`` or ``pmap``.
 
     Returns: An ``ExampleLoss``, usable wherever a ``LossFn`` is.
-    Raises: ValueError: an unknown prediction; at trace time, integer images or a wrong shape.
+    Raises: ValueError: an unknown prediction, image and image_key both; at trace time, integer
+      images, a wrong shape, or a batch without them.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -122,9 +128,11 @@ def denoising_loss(
     Source: Ho, Jain & Abbeel 2020, arXiv 2006.11239, Eq. 14.
     """
     known(prediction, PREDICTIONS, "prediction")
+    image = image_reader(image, image_key)
 
     def terms(x0, noise, x_t, output, t):
-        return _mean((output - prediction_target(schedule, prediction, x0, noise, t)) ** 2)
+        error = output - prediction_target(schedule, prediction, x0, noise, t)
+        return _mean(error**2, t.ndim)
 
     return _example_loss(predict, schedule, image, axis_name, terms)
 
@@ -151,10 +159,10 @@ def vlb_terms(
     Args:
       schedule: on T timesteps, its last beta below 1.
       x0, noise, eps_hat: (b, ...) float.
-      t: (b,) int32 in [0, T).
+      t: (b,) int32 in [0, T), or a time for each of more leading axes.
       variance: "fixed_large" or "fixed_small".
 
-    Returns: (b,) at least float32, bits/dim.
+    Returns: of t's shape, at least float32, bits/dim.
     Raises: ValueError: an unknown variance, a schedule that is continuous or ends at an SNR of 0,
       or shapes that do not fit.
 
@@ -206,15 +214,15 @@ def _vlb_bits(
     noise = as_float(noise, "noise")
     dtype = noise.dtype
     x0, eps_hat = as_float(x0).astype(dtype), as_float(eps_hat, "eps_hat").astype(dtype)
-    mse = _mean((eps_hat - noise) ** 2)
+    mse = _mean((eps_hat - noise) ** 2, t.ndim)
     bits = lookup(tables.slope, t, dtype) * mse + lookup(tables.offset, t, dtype)
     if not decoder_nll:
         return bits
-    nll = _decoder_bits(x0, tables.ratio * (eps_hat - noise), tables.log_scale)
+    nll = _decoder_bits(x0, tables.ratio * (eps_hat - noise), tables.log_scale, t.ndim)
     return jnp.where(t == 0, nll, bits)
 
 
-def _decoder_bits(x0: jax.Array, error: jax.Array, log_scale: float) -> PerExample:
+def _decoder_bits(x0: jax.Array, error: jax.Array, log_scale: float, leading: int) -> PerExample:
     """-log2 of the Gaussian mass of each pixel's 8-bit bin; error = x0 - mean."""
     flip = jnp.where(error > 0, -1.0, 1.0).astype(error.dtype)
     # Both ends on the left of the mean, where a difference of CDFs does not cancel.
@@ -224,7 +232,7 @@ def _decoder_bits(x0: jax.Array, error: jax.Array, log_scale: float) -> PerExamp
     below = jnp.where(flip > 0, upper, 1 - upper)
     above = jnp.where(flip > 0, 1 - lower, lower)
     mass = jnp.where(x0 < -0.999, below, jnp.where(x0 > 0.999, above, inner))
-    return _mean(-jnp.log(jnp.maximum(mass, 1e-12))) / math.log(2)
+    return _mean(-jnp.log(jnp.maximum(mass, 1e-12)), leading) / math.log(2)
 
 
 def vlb_loss(
@@ -234,7 +242,8 @@ def vlb_loss(
     prediction: str = "eps",
     variance: str = "fixed_large",
     decoder_nll: bool = False,
-    image: ImageFn = _image,
+    image: ImageFn | None = None,
+    image_key: str = "image",
     axis_name: AxisName = None,
 ) -> ExampleLoss:
     """The VLB term of timestep t per example, in bits/dim (``vlb_terms``), in float32.
@@ -252,7 +261,7 @@ def vlb_loss(
     Source: Kim et al., CVPR 2025, arXiv 2411.09998, Sec. 3.
     """
     known(prediction, PREDICTIONS, "prediction")
-    tables = _vlb_tables(schedule, variance)
+    tables, image = _vlb_tables(schedule, variance), image_reader(image, image_key)
 
     def terms(x0, noise, x_t, output, t):
         eps_hat = predicted_eps(schedule, prediction, output, x_t, t)
@@ -295,7 +304,8 @@ def total_bits_per_dim(
     *,
     timesteps: jax.Array | None = None,
     chunk: int = 100,
-    image: ImageFn = _image,
+    image: ImageFn | None = None,
+    image_key: str = "image",
 ) -> PerExample:
     """The whole bound in bits/dim: sum_t L_t + prior, one fresh noise per example and timestep.
 
@@ -308,7 +318,7 @@ def total_bits_per_dim(
       key: folded by timestep.
       timesteps: (k,) int32, or None for all T.
       chunk: timesteps evaluated at once; memory is that of a batch of b * chunk.
-      image: batch -> (b, ...) float images, for the prior.
+      image, image_key: as for ``denoising_loss``, for the prior.
 
     Returns: (b,) float32, bits/dim.
     Raises: ValueError: chunk below 1, timesteps not (k,), or a continuous schedule.
@@ -327,7 +337,7 @@ def total_bits_per_dim(
     t_all = jnp.arange(total, dtype=jnp.int32) if timesteps is None else timesteps
     if t_all.ndim != 1 or t_all.size == 0 or chunk < 1:
         raise ValueError(f"timesteps {t_all.shape}, chunk {chunk}: need (k,) and chunk >= 1")
-    x0 = image(batch)
+    x0, key = image_reader(image, image_key)(batch), collectives.threefry(key)
 
     def term(t: jax.Array) -> PerExample:
         full = jnp.broadcast_to(t, x0.shape[:1])

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adaptive_ts.collectives import threefry
+from adaptive_ts.learning.derivative import derivative_along
 from adaptive_ts.learning.over_timesteps import is_indexed, over_buckets, per_example
 from adaptive_ts.types import (
     AxisName,
@@ -63,6 +65,7 @@ def forward_impact(
 
     Source: this library's own; the reward it approximates: Kim et al., arXiv 2411.09998, Eq. 14.
     """
+    key = threefry(key)
     num_examples = jax.tree.leaves(examples)[0].shape[0]
     order = jnp.arange(num_examples, dtype=jnp.int32)[:, None]
 
@@ -77,7 +80,7 @@ def forward_impact(
         def mean(p: Params) -> jax.Array:
             return jnp.mean(jax.vmap(loss, (None, 0, 0))(p, examples, order))
 
-        value, slope = jax.jvp(mean, (params,), (direction,))
+        value, slope = derivative_along(mean, params, direction)
         return jnp.where(jnp.isfinite(value), -slope, jnp.nan)
 
     return over_buckets(at_bucket, timesteps, chunk, axis_name, sharding)
@@ -95,6 +98,7 @@ def optimizer_response(
     come whatever the gradient is.
     """
     zeros = jax.tree.map(jnp.zeros_like, grads)
-    moved, _ = optimizer.update(grads, opt_state, params)
-    coasted, _ = optimizer.update(zeros, opt_state, params)
+    with jax.numpy_dtype_promotion("standard"):  # optax multiplies counters by floats
+        moved, _ = optimizer.update(grads, opt_state, params)
+        coasted, _ = optimizer.update(zeros, opt_state, params)
     return jax.tree.map(lambda a, b, p: (a - b).astype(p.dtype), moved, coasted, params)

@@ -56,9 +56,15 @@ def unrolled(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 def per_example(losses: PerExample, size: int) -> PerExample:
     if losses.shape != (size,):
+        remedy = "leave the mean over the batch to the caller"
+        if losses.ndim == 1:
+            remedy = (
+                "a probe also calls it with one example of the batch, so what belongs to each "
+                "example comes in `batch`, not by its closure"
+            )
         raise ValueError(
             f"loss_fn must return one loss per example, shape ({size},), got {losses.shape}; "
-            "leave the mean over the batch to the caller"
+            f"{remedy}"
         )
     return losses
 

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import digamma, gammaln
 
+from adaptive_ts import collectives
+from adaptive_ts.diffusion.images import ImageFn, image_reader
 from adaptive_ts.types import Batch, Key, Params, PerExample
 
 _TINY = 1e-30  # its inverse, and a hundred million times that, are still float32 numbers
@@ -29,6 +31,15 @@ class Policy(NamedTuple):
     apply: Callable[[Params, Batch], tuple[PerExample, PerExample]]
 
 
+def _zeros(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """Zeros that the compiler can't know to be zeros.
+
+    In a program that both makes and uses them, jaxlib's CPU backend computes pooling, then a
+    product with constants, wrongly (findings/xla_cpu_pooling_times_constants.sh).
+    """
+    return 0.0 * jax.random.uniform(key, shape, dtype)
+
+
 class _ConvBeta(nn.Module):
     channels: tuple[int, ...]
     hidden: tuple[int, ...]
@@ -47,16 +58,16 @@ class _ConvBeta(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for width in self.hidden:
             x = nn.relu(nn.Dense(width)(x))
-        head = nn.Dense(
-            2, kernel_init=nn.initializers.zeros, bias_init=nn.initializers.constant(0.5)
-        )
+        head = nn.Dense(2, kernel_init=_zeros, bias_init=nn.initializers.constant(0.5))
         out = nn.softplus(head(x)) + 1e-5
         return out[:, 0], out[:, 1]
 
 
 def conv_beta_policy(
     *,
-    image: Callable[[Batch], jax.Array] = lambda batch: batch["image"],
+    image: ImageFn | None = None,
+    image_key: str = "image",
+    channel_axis: int = -1,
     channels: tuple[int, ...] = (32, 64, 128),
     hidden: tuple[int, ...] = (256, 256),
     max_side: int = 64,
@@ -71,7 +82,10 @@ def conv_beta_policy(
     what they cover), which bounds the first Dense layer. Everything runs in float32.
 
     Args:
-      image: batch -> (b, H, W, C) float in [-1, 1].
+      image: batch -> (b, H, W, C) float in [-1, 1]; None for ``batch[image_key]``.
+      image_key: such as "latents", "pixel_values".
+      channel_axis: of the images: 1 for (b, C, H, W), 3 or -1 for (b, H, W, C). By -1 images that
+        look like the former are refused: 1 or 3 in axis 1, and in axis 3 no number of channels.
       channels: width of each convolution, at least one.
       hidden: width of each hidden layer of the MLP.
       max_side: largest side, in pixels, that the convolutions see.
@@ -80,7 +94,8 @@ def conv_beta_policy(
       A ``Policy``; its params are a flax tree ``Conv_i``, ``Dense_i``.
 
     Raises:
-      ValueError: a width or max_side below 1; at trace time, images that are not NHWC float.
+      ValueError: a width or max_side below 1, another channel_axis, image and image_key both; at
+        trace time, images that are not float, or whose channels are elsewhere, or no images.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -99,23 +114,37 @@ def conv_beta_policy(
             f"channels={channels}, hidden={hidden}, max_side={max_side}: give at least one "
             "channel width, and widths and max_side of at least 1"
         )
+    if channel_axis not in (-1, 1, 3):
+        raise ValueError(f"channel_axis must be 1 (NCHW), or 3 or -1 (NHWC), got {channel_axis}")
     module = _ConvBeta(channels, hidden, max_side)
+    image = image_reader(image, image_key)
+
+    def images(batch: Batch) -> jax.Array:
+        x = _check_images(image(batch), channel_axis)
+        return jnp.moveaxis(x, 1, -1) if channel_axis == 1 else x
 
     def init(key: Key, batch: Batch) -> Params:
-        shape = _check_images(jax.eval_shape(image, batch)).shape
+        shape = jax.eval_shape(images, batch).shape
         return module.init(key, jnp.zeros((1, *shape[1:]), jnp.float32))["params"]
 
     def apply(params: Params, batch: Batch) -> tuple[PerExample, PerExample]:
-        x = _check_images(image(batch)).astype(jnp.float32)
+        x = images(batch).astype(jnp.float32)
         found: Any = module.apply({"params": params}, x)  # flax knows not what a module returns
         return found
 
     return Policy(init, apply)
 
 
-def _check_images(x: jax.Array) -> jax.Array:
+def _check_images(x: jax.Array, channel_axis: int) -> jax.Array:
     if len(x.shape) != 4 or 0 in x.shape:
         raise ValueError(f"images have shape {x.shape}; the policy takes (b, H, W, C), not empty")
+    _, first, side, last = x.shape
+    plainly = first in (1, 3) and last not in (1, 3) and (last > 4 or last == side)
+    if channel_axis == -1 and plainly:
+        raise ValueError(
+            f"images have shape {x.shape}, which looks like (b, C, H, W): say channel_axis=1; "
+            "channel_axis=3 if it is (b, H, W, C) all the same"
+        )
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"images are {x.dtype}; scale them to float in [-1, 1] first: x / 127.5 - 1"
@@ -197,7 +226,11 @@ def beta_sample(keys: jax.Array, a: PerExample, b: PerExample) -> PerExample:
     """
     if keys.shape[:1] != a.shape:
         raise ValueError(f"keys {keys.shape} and a {a.shape}: give one key per example")
-    u = jax.vmap(lambda key, a, b: jax.random.beta(key, a, b, dtype=jnp.float32))(keys, a, b)
+
+    def draw(key: Key, a: jax.Array, b: jax.Array) -> jax.Array:
+        return jax.random.beta(collectives.threefry(key), a, b, dtype=jnp.float32)
+
+    u = jax.vmap(draw)(keys, a, b)
     return jax.lax.stop_gradient(jnp.clip(u, _TINY, _BELOW_ONE))
 
 
@@ -240,13 +273,14 @@ def beta_log_mass(a: jax.Array, b: jax.Array, lo: jax.Array, hi: jax.Array) -> j
         ),
     )
     low, high = jnp.stack([lo, cut]), jnp.stack([cut, hi])
-    outer, inner = tails[::2], tails[1::2]
+    mass = low < high
+    outer, inner = jnp.where(mass, tails[::2], 0), jnp.where(mass, tails[1::2], -1)
     growth = outer - inner
     difference = outer + jnp.log(-jnp.expm1(-jnp.maximum(growth, 0)))
     inside = (low > 0) & (high < 1)
     narrow = inside & ((growth < 1) | jnp.isnan(growth))
     parts = jnp.where(narrow, _log_quadrature(a[None], b[None], low, high, inside), difference)
-    parts = jnp.where(low < high, parts, -jnp.inf)
+    parts = jnp.where(mass, parts, -jnp.inf)
     return jnp.minimum(jnp.logaddexp(parts[0], parts[1]), 0)  # rounding may leave it above
 
 

@@ -25,6 +25,15 @@ def summable(values: jax.Array) -> jax.Array:
     return jnp.abs(values) < _LIMIT
 
 
+def check_losses(losses: jax.Array, times: jax.Array) -> None:
+    """Raises ValueError unless there is one loss per time (or per bucket of a time)."""
+    if losses.shape != times.shape:
+        raise ValueError(
+            f"losses {losses.shape} for times {times.shape}: give one loss per time, unweighted, "
+            "the mean over all axes after those of t"
+        )
+
+
 class LossStatistics(NamedTuple):
     """Decayed sums over the examples seen at each timestep bucket, each (n,) float32."""
 
@@ -61,10 +70,13 @@ def update_statistics(
 
     Args:
       statistics: from `init_statistics`.
-      bucket: (b,) int32, from ``grid.to_bucket(t)``.
-      losses: (b,) per-example losses; those that are not `summable` are left out.
+      bucket: (b,) int32, from ``grid.to_bucket(t)``; any axes may come after b.
+      losses: of the shape of ``bucket``; those that are not `summable` are left out.
       decay: factor on the past per call, in (0, 1]; 1 keeps plain totals.
       axis_name: the mapped axis inside ``shard_map`` or ``pmap``.
+
+    Raises:
+      ValueError: losses of another shape.
 
     Example:
       >>> import jax.numpy as jnp
@@ -74,6 +86,7 @@ def update_statistics(
       >>> print(stats.count, stats.total)
       [1. 0. 2.] [1. 0. 6.]
     """
+    check_losses(losses, bucket)
     known = summable(losses)
     kept = jnp.where(known, losses, 0.0).astype(jnp.float32)
     zeros = jnp.zeros(statistics.count.shape, jnp.float32)
@@ -86,8 +99,8 @@ def update_statistics(
     return LossStatistics(*(decay * old + new for old, new in zip(statistics, added, strict=True)))
 
 
-def loss_mean(statistics: LossStatistics) -> PerBucket:
-    """(n,) mean loss per bucket; NaN where nothing was seen.
+def loss_mean(statistics: LossStatistics, *, unseen: float = jnp.nan) -> PerBucket:
+    """(n,) mean loss per bucket; NaN, or another ``unseen``, where nothing was seen.
 
     Example:
       >>> import jax.numpy as jnp
@@ -97,7 +110,8 @@ def loss_mean(statistics: LossStatistics) -> PerBucket:
       >>> print(ats.learning.loss_mean(ats.learning.update_statistics(empty, bucket, losses)))
       [ 1. nan  3.]
     """
-    return jnp.where(statistics.count > 0, statistics.total / statistics.count, jnp.nan)
+    seen = statistics.count > 0
+    return jnp.where(seen, statistics.total / jnp.where(seen, statistics.count, 1), unseen)
 
 
 def loss_std(statistics: LossStatistics) -> PerBucket:
@@ -111,8 +125,9 @@ def loss_std(statistics: LossStatistics) -> PerBucket:
       >>> print(ats.learning.loss_std(ats.learning.update_statistics(empty, bucket, losses)))
       [ 0. nan  1.]
     """
-    mean = loss_mean(statistics)
-    return jnp.sqrt(jnp.maximum(statistics.total_square / statistics.count - mean * mean, 0.0))
+    mean, seen = loss_mean(statistics), statistics.count > 0
+    mean_square = statistics.total_square / jnp.where(seen, statistics.count, 1)
+    return jnp.sqrt(jnp.maximum(mean_square - mean * mean, 0.0))
 
 
 def fill_unseen(values: PerBucket, seen: PerBucket) -> PerBucket:
@@ -187,10 +202,13 @@ def push_history(
 
     Args:
       history: from `init_history`.
-      bucket: (b,) int32, from ``grid.to_bucket(t)``.
-      losses: (b,) per-example losses; those that are not finite are left out.
+      bucket: (b,) int32, from ``grid.to_bucket(t)``; any axes may come after b.
+      losses: of the shape of ``bucket``; those that are not finite are left out.
       axis_name: the mapped axis inside ``shard_map`` or ``pmap``; the history of all devices'
         examples is then the same on each.
+
+    Raises:
+      ValueError: losses of another shape.
 
     Example:
       >>> import jax.numpy as jnp
@@ -205,8 +223,9 @@ def push_history(
     after the other.
     """
     n, size = history.losses.shape
-    bucket = collectives.all_gather(bucket, axis_name)
-    losses = collectives.all_gather(losses.astype(jnp.float32), axis_name)
+    check_losses(losses, bucket)
+    bucket = collectives.all_gather(bucket.reshape(-1), axis_name)
+    losses = collectives.all_gather(losses.reshape(-1).astype(jnp.float32), axis_name)
     bucket = jnp.where(jnp.isfinite(losses), bucket, n)  # n: left out
     order = jnp.argsort(bucket, stable=True)
     bucket, losses = bucket[order], losses[order]

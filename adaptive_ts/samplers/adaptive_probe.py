@@ -1,6 +1,6 @@
 """A probe of the adaptive sampler: profile, selection, reward, one step of the policy."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ class AdaptiveState(NamedTuple):
     """All that the sampler learns; one pytree, to be saved and restored with the model.
 
     Attributes:
-      step: () int32, optimizer steps seen.
+      step: () int32, optimizer steps seen; it stands still while a probe waits for one that moves.
       policy: parameters of the policy network.
       opt_state: state of the policy's optimizer.
       queue: the last profiles delta_{k, tau}.
@@ -55,6 +55,7 @@ class Options(NamedTuple):
     num_selected: int
     history: int
     entropy_coef: float
+    estimate: probes.Estimate
     common_noise: bool
     entropy: Literal["bonus", "in_reward"]
     reduce: Literal["mean", "sum"]
@@ -87,11 +88,15 @@ def probe_step(
     optimizer: optax.GradientTransformation,
     options: Options,
 ) -> AdaptiveState:
-    axis_name = options.axis_name
+    axis_name, size = options.axis_name, step.sample.t.shape[0]
     key_example, key_profile, key_reward, key_strata = jax.random.split(key, 4)
     timesteps = strata(grid, options.num_buckets, key_strata if options.jitter else None)
 
-    size = step.sample.t.shape[0]
+    shared: dict[str, Any] = {
+        **{name: getattr(options, name) for name in ("estimate", "common_noise", "relative")},
+        "axis_name": axis_name,
+        "sharding": options.bucket_sharding,
+    }
     total = size * collectives.axis_size(axis_name)
     chosen = jax.random.randint(key_example, (), 0, total)
     profile = probes.decrease_profile(
@@ -101,11 +106,8 @@ def probe_step(
         collectives.take_example(step.batch, chosen, size, axis_name, options.bucket_sharding),
         timesteps,
         key_profile,
-        common_noise=options.common_noise,
-        relative=options.relative,
         chunk=options.chunk,
-        axis_name=axis_name,
-        sharding=options.bucket_sharding,
+        **shared,
     )
     queue = selection.push_profile(state.queue, profile)
     min_rows = 2 if options.lagged_selection else 3
@@ -121,10 +123,8 @@ def probe_step(
         step.batch,
         timesteps[used],
         key_reward,
-        common_noise=options.common_noise,
-        relative=options.relative,
-        axis_name=axis_name,
-        sharding=options.bucket_sharding,
+        size=size,
+        **shared,
     )
     reward = decrease.sum(0) if options.reduce == "sum" else decrease.mean(0)
     moments, advantage, report = reinforce.advantages(
@@ -183,9 +183,10 @@ def _learn(
     state: AdaptiveState, grads: Params, optimizer: optax.GradientTransformation
 ) -> tuple[Params, optax.OptState]:
     """One policy-gradient step; none where the gradient is not finite."""
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.policy)
-    new = optax.apply_updates(state.policy, updates), opt_state
-    sound = jnp.isfinite(optax.tree.norm(grads))
+    with jax.numpy_dtype_promotion("standard"):  # optax multiplies counters by floats
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.policy)
+        new = optax.apply_updates(state.policy, updates), opt_state
+        sound = jnp.isfinite(optax.tree.norm(grads))
     return jax.tree.map(
         lambda new, old: jnp.where(sound, new, old), new, (state.policy, state.opt_state)
     )
@@ -218,6 +219,7 @@ def check_options(options: Options) -> None:
         raise ValueError(f"entropy must be 'bonus' or 'in_reward', got {options.entropy!r}")
     if options.reduce not in ("mean", "sum"):
         raise ValueError(f"reduce must be 'mean' or 'sum', got {options.reduce!r}")
+    probes.check_estimate(options.estimate, options.common_noise)
     if options.axis_name is not None and options.bucket_sharding is not None:
         raise ValueError(
             f"bucket_sharding is for the global view, but axis_name={options.axis_name!r} was "

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adaptive_ts.learning.probe import probe_when_due
+from adaptive_ts.collectives import detached, threefry
+from adaptive_ts.learning.due import moved, probe_when_due
+from adaptive_ts.learning.plain_arrays import check_plain
 from adaptive_ts.samplers.impact_probe import (
     METRICS,
     ImpactState,
@@ -68,8 +70,11 @@ def impact(
 
     All weights are 1: the shift of the training loss is intended (`importance_weighted` undoes
     it). ``update`` needs the extras ``key``, ``batch``, ``loss_fn``, ``params`` and ``opt_state``
-    (both from before the step), and takes ``probe`` as `adaptive` does. Why the options are what
+    (both from before the step), and takes ``probe`` as `adaptive` does; with ``new_params`` a probe
+    waits for a step that moved them. Why the options are what
     they are: ``docs/concepts/adaptive.md``.
+
+    One time per example: ``sample`` takes no ``shape``, since the probes call the losses with (b,).
 
     Args:
       grid: the time grid.
@@ -100,7 +105,7 @@ def impact(
       `summable`; one is enough to leave out the probe).
 
     Raises:
-      ValueError: an option out of its range.
+      ValueError: an option out of its range; from ``update``, NNX variables in place of arrays.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -137,10 +142,10 @@ def impact(
     cells = strata_of(grid, options.num_buckets)
 
     def init(key: Key, batch: Batch) -> ImpactState:
-        zeros = jnp.zeros((options.num_buckets,), jnp.float32)
-        zero = jnp.float32(0)
-        report = {name: zero for name in METRICS}
-        return ImpactState(jnp.int32(0), zeros, zero, zeros, zeros, report)
+        # Each with a buffer of its own: the state may be donated.
+        impact, loss, weight = (jnp.zeros((options.num_buckets,), jnp.float32) for _ in range(3))
+        report = {name: jnp.float32(0) for name in METRICS}
+        return ImpactState(jnp.int32(0), impact, jnp.float32(0), loss, weight, report)
 
     def update(
         state: ImpactState,
@@ -152,14 +157,24 @@ def impact(
         loss_fn: LossFn,
         params: Params,
         opt_state: optax.OptState,
+        new_params: Params | None = None,
         probe: bool | None = None,
         **extra: Any,
     ) -> tuple[ImpactState, Metrics]:
-        def probed(state: ImpactState) -> ImpactState:
-            model = Model(loss_fn, params, opt_state, optimizer, batch)
-            return probe_model(state, model, key, grid, cells, options)
+        check_plain(params=params, opt_state=opt_state, new_params=new_params)
+        state, params, opt_state, batch = detached((state, params, opt_state, batch))
+        new_params = detached(new_params)
 
-        return probe_when_due(state, probed, every=every, probe=probe)
+        def probed(state: ImpactState) -> ImpactState:
+            model = Model(loss_fn, params, opt_state, optimizer, batch, sample.t.shape[0])
+            return probe_model(state, model, threefry(key), grid, cells, options)
+
+        def may() -> jax.Array:
+            if new_params is None:
+                return jnp.asarray(True)
+            return moved(params, new_params, axis_name)
+
+        return probe_when_due(state, probed, every=every, probe=probe, may=may)
 
     return table_sampler(
         grid,
@@ -168,4 +183,5 @@ def impact(
         update,
         coupling=coupling,
         axis_name=axis_name,
+        single="impact",
     )

@@ -9,6 +9,7 @@ import optax
 
 from adaptive_ts import collectives
 from adaptive_ts.learning.impact import forward_impact, optimizer_response
+from adaptive_ts.learning.over_timesteps import per_example
 from adaptive_ts.learning.policy import beta_log_mass
 from adaptive_ts.learning.statistics import summable
 from adaptive_ts.timesteps.draws import Coupling, check_coupling, unit_draws
@@ -34,7 +35,7 @@ class ImpactState(NamedTuple):
     """All that the sampler learns; one pytree, to be saved and restored with the model.
 
     Attributes:
-      step: () int32, optimizer steps seen.
+      step: () int32, optimizer steps seen; it stands still while a probe waits for one that moves.
       impact: (n,) decayed sum of the scaled impacts.
       impact_weight: () its normaliser: impact / impact_weight is the average.
       loss: (n,) decayed sums of the objective's loss per bucket.
@@ -69,13 +70,14 @@ class Options(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What is being trained, before the step."""
+    """What is being trained, before the step, on ``size`` examples of this device."""
 
     loss_fn: LossFn
     params: Params
     opt_state: optax.OptState
     optimizer: optax.GradientTransformation
     batch: Batch
+    size: int
 
 
 def probe_model(
@@ -87,7 +89,7 @@ def probe_model(
     options: Options,
 ) -> ImpactState:
     keys = jax.random.split(key, 5)
-    axis_name, size = options.axis_name, collectives.batch_size(model.batch)
+    axis_name, size = options.axis_name, model.size
     grads, loss, loss_weight = _objective_gradient(state, model, keys[:2], grid, cells, options)
     direction = optimizer_response(model.optimizer, grads, model.opt_state, model.params)
     total = size * collectives.axis_size(axis_name)
@@ -103,6 +105,7 @@ def probe_model(
         axis_name=axis_name,
         sharding=options.bucket_sharding,
     )
+    found = found.astype(jnp.float32)  # of a loss in float64: the state stays what it is
     known = summable(found)
     kept = jnp.where(known, found, 0.0)
     # One bucket that is not makes the scale of the others unsound: nothing is learned.
@@ -135,14 +138,15 @@ def _objective_gradient(
     options: Options,
 ) -> tuple[Params, PerBucket, PerBucket]:
     """grad J from one stratified batch, and the new averages of the loss per bucket."""
-    axis_name, size = options.axis_name, collectives.batch_size(model.batch)
+    axis_name, size = options.axis_name, model.size
     t = grid.to_t(unit_draws(keys[0], size, coupling="stratified", axis_name=axis_name))
     bucket = cells.to_stratum(t)
     indexed = hasattr(options.objective or model.loss_fn, "at")
     key = keys[1] if indexed else collectives.device_key(keys[1], axis_name)
 
     def losses_at(params: Params) -> PerExample:
-        return (options.objective or model.loss_fn)(params, model.batch, t, key)
+        losses = (options.objective or model.loss_fn)(params, model.batch, t, key)
+        return per_example(losses, size)
 
     def value(params: Params) -> tuple[Scalar, tuple[PerBucket, PerBucket]]:
         losses = losses_at(params).astype(jnp.float32)

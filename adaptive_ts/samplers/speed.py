@@ -116,7 +116,7 @@ def _step_law(grid: TimeGrid, tau: float, k: float) -> Law:
         grid,
         cdf=lambda u: (k * np.minimum(u, tau) + np.maximum(u - tau, 0.0)) / Z,
         quantile=quantile,
-        log_pdf=lambda u: jnp.where(u < tau, math.log(k / Z), math.log(1 / Z)),
+        log_pdf=lambda u: jnp.where(u < tau, np.float32(math.log(k / Z)), -np.float32(math.log(Z))),
     )
 
 

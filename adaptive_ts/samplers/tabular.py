@@ -12,6 +12,7 @@ from adaptive_ts.diffusion.corruption import PREDICTIONS
 from adaptive_ts.learning.statistics import (
     LossHistory,
     LossStatistics,
+    check_losses,
     count_nonfinite,
     fill_unseen,
     init_history,
@@ -37,7 +38,7 @@ from adaptive_ts.types import (
     TimestepSampler,
     Weighting,
 )
-from adaptive_ts.weightings.predictions import log_error_ratio
+from adaptive_ts.weightings.predictions import log_error_ratio, log_power_of, on_schedule
 
 
 def loss_second_moment(
@@ -102,6 +103,7 @@ def loss_second_moment(
     def update(
         state: LossHistory, sample: TimestepSample, losses: PerExample, **extra: Any
     ) -> tuple[LossHistory, Metrics]:
+        losses = jax.lax.stop_gradient(losses)
         state = push_history(state, grid.to_bucket(sample.t), losses, axis_name=axis_name)
         return state, {
             "nonfinite": count_nonfinite(losses, axis_name=axis_name),
@@ -179,6 +181,7 @@ def loss_proportional(
         raise ValueError("a weighting is a function of log-SNR: give the schedule too")
     if schedule is not None:
         check_schedule(grid, schedule)
+        weighting = None if weighting is None else on_schedule(weighting, schedule)
     if not 0 <= gamma < math.inf:
         raise ValueError(f"gamma must be finite and at least 0, got {gamma}; 0 is uniform")
 
@@ -223,7 +226,8 @@ def entropy_rate(
       grid: the time grid.
       schedule: the noise schedule, of the same timesteps.
       prediction: whose mean squared error the losses are: "eps", "x0", "v" or "flow"; turned
-        into that of x_0 by 1 / SNR, 1, 1 / (SNR + 1) or 1 / (1 + sqrt SNR)^2.
+        into that of x_0 by 1 / SNR, 1, 1 / ((SNR + 1) (alpha^2 + sigma^2)) or
+        1 / (1 + sqrt SNR)^2.
       weighting: (b,) log-SNR -> (b,), the weight w that the objective puts on the error of x_0;
         None for that of the plain loss, weight 1 on the prediction's own error (for eps, SNR).
         ``jnp.ones_like`` lets p itself follow the entropy rate.
@@ -268,7 +272,8 @@ def entropy_rate(
     if gate is not None and not (pair and all(0 < x < math.inf for x in gate)):
         raise ValueError(f"gate must be (c, n), finite and above 0, or None, got {gate}")
     cells = strata_of(grid, num_buckets)
-    width = _log_snr_widths(grid, schedule, cells)
+    width, log_power = _log_snr_widths(grid, schedule, cells), log_power_of(schedule)
+    weighting = None if weighting is None else on_schedule(weighting, schedule)
 
     if data_variance is not None and not 0 < data_variance < math.inf:
         raise ValueError(f"data_variance must be finite and above 0, or None, got {data_variance}")
@@ -276,7 +281,8 @@ def entropy_rate(
     def rate(t: PerExample, losses: PerExample) -> PerExample:
         log_snr = schedule.log_snr(t)
         cell = cells.to_stratum(t) if grid.num_timesteps is None else t
-        mmse = losses * jnp.exp(-log_error_ratio(prediction, log_snr))
+        ratio = log_error_ratio(prediction, log_snr, None if log_power is None else log_power(t))
+        mmse = losses * jnp.exp(-ratio)
         if data_variance is not None:
             mmse = jnp.minimum(mmse, jnp.float32(data_variance))
         found = 0.5 * jnp.asarray(width)[cell] * jnp.exp(log_snr) * mmse
@@ -284,7 +290,7 @@ def entropy_rate(
             c, n = map(float, gate)
             found = found * jax.nn.sigmoid(-n * (log_snr / 2 + math.log(c)))
         if weighting is None:
-            return found * jnp.exp(-log_error_ratio(prediction, log_snr))
+            return found * jnp.exp(-ratio)
         return found / weighting(log_snr)
 
     return _proportional(
@@ -325,7 +331,7 @@ def _proportional(
         return init_statistics(cells.num)
 
     def probabilities(state: LossStatistics) -> PerBucket:
-        value = jnp.maximum(fill_unseen(loss_mean(state), state.count > 0), 0.0)
+        value = jnp.maximum(fill_unseen(loss_mean(state, unseen=0.0), state.count > 0), 0.0)
         largest = jnp.max(value)
         relative = (value / jnp.where(largest > 0, largest, 1.0)) ** gamma
         return cells.spread(_mixed(relative * cells.share, cells.share, uniform_prob))
@@ -333,10 +339,11 @@ def _proportional(
     def update(
         state: LossStatistics, sample: TimestepSample, losses: PerExample, **extra: Any
     ) -> tuple[LossStatistics, Metrics]:
-        losses = losses.astype(jnp.float32)
+        check_losses(losses, sample.t)
+        losses = jax.lax.stop_gradient(losses).astype(jnp.float32)
         terms = terms_of(sample.t, losses)
         sound = summable(losses) & summable(terms)
-        terms = jnp.where(sound, terms, jnp.nan)
+        terms = jnp.where(sound, terms, jnp.inf)  # left out, as NaN would be; no debug_nans
         bucket = cells.to_stratum(sample.t)
         state = update_statistics(state, bucket, terms, decay=decay, axis_name=axis_name)
         return state, {

@@ -23,6 +23,7 @@ from adaptive_ts.types import (
     TimestepSampler,
     Weighting,
 )
+from adaptive_ts.weightings.predictions import on_schedule
 
 
 def importance_weighted(sampler: TimestepSampler) -> TimestepSampler:
@@ -105,7 +106,7 @@ def mixed_with_uniform(
         sample = base.draw(key_sample, state, batch)
         index = collectives.example_index(sample.t.shape[0], axis_name)
         keys = collectives.example_keys(key_mix, index)
-        u, coin = jax.vmap(lambda k: jax.random.uniform(k, (2,)))(keys).T
+        u, coin = jax.vmap(lambda k: jax.random.uniform(k, (2,), jnp.float32))(keys).T
         mix = coin < prob
         u = jnp.where(mix, open_unit(u), sample.u)
         t = jnp.where(mix, grid.to_t(u), sample.t)
@@ -118,7 +119,7 @@ def mixed_with_uniform(
         )
 
     proposal = None if base.proposal is None else log_density
-    sample = GridSample(grid, draw, base.weigh, proposal)
+    sample = GridSample(grid, draw, base.weigh, proposal, base.single)
     return sampler._replace(sample=sample, log_density=log_density)
 
 
@@ -138,7 +139,8 @@ def with_weighting(
       A `TimestepSampler` with the same state, draws and ``log_density``.
 
     Raises:
-      ValueError: the schedule's timesteps are not the grid's.
+      ValueError: the schedule's timesteps are not the grid's; a weighting of "v" with a schedule
+        that neither preserves the variance nor has ``from_log_snr``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -154,6 +156,7 @@ def with_weighting(
     grid = getattr(sampler.sample, "grid", None)
     if grid is not None:
         check_schedule(grid, schedule)
+    weighting = on_schedule(weighting, schedule)
 
     def weigh(state: State, sample: TimestepSample, batch: Batch) -> PerExample:
         return weighting(schedule.log_snr(sample.t))
@@ -204,7 +207,7 @@ def with_density_of(sampler: TimestepSampler, other: TimestepSampler) -> Timeste
     inner = base.weigh if isinstance(base, GridSample) else None
 
     def init(key: Key, batch: Batch) -> State:
-        keys = jax.random.split(key)
+        keys = jax.random.split(collectives.threefry(key))
         return sampler.init(keys[0], batch), other.init(keys[1], batch)
 
     def factor(state: State, sample: TimestepSample, batch: Batch) -> PerExample:
@@ -215,8 +218,8 @@ def with_density_of(sampler: TimestepSampler, other: TimestepSampler) -> Timeste
         weight = factor(state, sample, batch)
         return weight if inner is None else weight * inner(state[0], sample, batch)
 
-    def sample(key: Key, state: State, batch: Batch) -> TimestepSample:
-        drawn = base(key, state[0], batch)
+    def sample(key: Key, state: State, batch: Batch, **axes: Any) -> TimestepSample:
+        drawn = base(key, state[0], batch, **axes)
         return drawn._replace(weight=drawn.weight * factor(state, drawn, batch))
 
     def log_density(state: State, sample: TimestepSample, batch: Batch) -> PerExample:
@@ -235,7 +238,8 @@ def with_density_of(sampler: TimestepSampler, other: TimestepSampler) -> Timeste
             return base.draw(key, state[0], batch)
 
         proposal = None if base.proposal is None else log_density
-        sample = GridSample(base.grid, draw, weigh, proposal)
+        single = base.single or getattr(other.sample, "single", None)
+        sample = GridSample(base.grid, draw, weigh, proposal, single)
     return TimestepSampler(init, sample, log_density, update)
 
 
@@ -252,8 +256,8 @@ def _weighted(sampler: TimestepSampler, weigh: LogDensityFn) -> TimestepSampler:
     base = sampler.sample
     if not isinstance(base, GridSample):
 
-        def draw(key: Key, state: State, batch: Batch) -> TimestepSample:
-            sample = base(key, state, batch)
+        def draw(key: Key, state: State, batch: Batch, **axes: Any) -> TimestepSample:
+            sample = base(key, state, batch, **axes)
             return sample._replace(weight=sample.weight * weigh(state, sample, batch))
 
         return sampler._replace(sample=draw)

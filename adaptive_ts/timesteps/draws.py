@@ -51,7 +51,7 @@ def unit_draws(
     """
     total = size * collectives.axis_size(axis_name)
     index = collectives.example_index(size, axis_name)
-    key_order, key_draw = jax.random.split(key)
+    key_order, key_draw = jax.random.split(collectives.threefry(key))
     if coupling == "antithetic":
         half = -(-total // 2)
         v = _uniform(key_draw, index % half)

@@ -1,14 +1,17 @@
 """The time grid: how a draw u on (0, 1) becomes a timestep t, and which bucket t falls in."""
 
 import dataclasses
+import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adaptive_ts import collectives
 from adaptive_ts.types import (
+    Along,
     Batch,
     Key,
     LogDensityFn,
@@ -50,22 +53,49 @@ class TimeGrid(NamedTuple):
 class GridSample:
     """A sampler's ``sample`` that names its grid and its weights, for wrappers and plots.
 
+    Called as ``sample(key, state, batch, shape=(), along="independent")``. ``shape`` are axes of
+    the times after b, such as (frames,), or (2,) for two modalities; t, u and weight are then
+    (b, *shape). The times of one example are
+
+    * ``"independent"``: each is a draw of its own, and across the batch the draws at a position
+      are coupled as those of a batch without a shape are;
+    * ``"equal"``: one draw, repeated;
+    * ``"increasing"``: independent draws in rising order along the last axis. All of an example's
+      times together follow the law. The k-th of them does not, so ``log_density`` and importance
+      weights are those of a time picked at random among them: right for a mean over the axis.
+
+    Raises:
+      ValueError: a shape that is no tuple of positive integers, an unknown ``along``, or a sampler
+        that draws one time per example.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import adaptive_ts as ats
+      >>> sampler, batch = ats.uniform(ats.discrete(1000)), {"image": jnp.zeros((4, 16, 8, 8, 1))}
+      >>> draw = sampler.sample(jax.random.key(0), (), batch, shape=(16,), along="increasing")
+      >>> print(draw.t.shape, bool(jnp.all(jnp.diff(draw.t) >= 0)))
+      (4, 16) True
+
     Attributes:
       grid: the time grid.
-      draw: (key, state, batch) -> `TimestepSample`, its weights without the two factors below.
+      draw: (key, state, batch) -> `TimestepSample` of (b,), its weights without the two factors
+        below.
       weigh: (state, sample, batch) -> (b,), a factor of the weights; None for 1.
       proposal: the ``log_density`` whose ratio to uniform the weights undo, exp(-log_density);
         None where the draws are not importance weighted. Apart from ``weigh``, so that a wrapper
         that changes the density can change the ratio with it.
+      single: the name of a sampler that draws one time per example and has no meaning for more;
+        None where times of any shape can be drawn.
     """
 
     grid: TimeGrid
-    draw: SampleFn
+    draw: SampleFn[...]
     weigh: LogDensityFn | None = None
     proposal: LogDensityFn | None = None
+    single: str | None = None
 
     def factor(self, state: State, sample: TimestepSample, batch: Batch) -> PerExample:
-        """(b,) the factor of the weights that ``t`` and ``u`` determine."""
+        """The factor of the weights that ``t`` and ``u`` determine, of their shape."""
         factor = jnp.ones(sample.t.shape, jnp.float32)
         if self.weigh is not None:
             factor = factor * self.weigh(state, sample, batch)
@@ -74,11 +104,62 @@ class GridSample:
             factor = factor * jnp.exp(-log_density)
         return factor
 
-    def __call__(self, key: Key, state: State, batch: Batch) -> TimestepSample:
-        sample = self.draw(key, state, batch)
+    def __call__(
+        self,
+        key: Key,
+        state: State,
+        batch: Batch,
+        *,
+        shape: tuple[int, ...] = (),
+        along: Along = "independent",
+    ) -> TimestepSample:
+        state, batch = collectives.detached((state, batch))
+        sample = self._drawn(collectives.threefry(key), state, batch, shape, along)
         if self.weigh is None and self.proposal is None:
             return sample
         return sample._replace(weight=sample.weight * self.factor(state, sample, batch))
+
+    def _drawn(
+        self, key: Key, state: State, batch: Batch, shape: tuple[int, ...], along: Along
+    ) -> TimestepSample:
+        """``draw`` at each position of the added axes, put in order where that is asked for."""
+        _check_axes(shape, along)
+        if not shape:
+            return self.draw(key, state, batch)
+        if self.single is not None:
+            raise ValueError(
+                f"{self.single} draws one time per example, got shape={shape}: leave it out and "
+                "let the loss repeat t along its axes, or take a law that is fixed or learned from "
+                "losses"
+            )
+
+        def repeated(x: jax.Array) -> jax.Array:
+            return jnp.broadcast_to(x.reshape(x.shape + (1,) * len(shape)), x.shape + shape)
+
+        if along == "equal":
+            return jax.tree.map(repeated, self.draw(key, state, batch))
+        keys = collectives.example_keys(key, jnp.arange(math.prod(shape), dtype=jnp.int32))
+        sample = jax.vmap(lambda key: self.draw(key, state, batch), out_axes=1)(keys)
+        sample = jax.tree.map(lambda x: x.reshape(x.shape[0], *shape), sample)
+        if along == "independent":
+            return sample
+        # By t, then u: what belongs to one time stays together.
+        columns, fields = jax.tree.flatten(sample)
+        return jax.tree.unflatten(fields, jax.lax.sort(columns, dimension=-1, num_keys=2))
+
+
+def _check_axes(shape: tuple[int, ...], along: Along) -> None:
+    if along not in get_args(Along):
+        raise ValueError(f"along must be one of {get_args(Along)}, got {along!r}")
+    whole = isinstance(shape, tuple) and all(
+        isinstance(size, int | np.integer) and not isinstance(size, bool) and size >= 1
+        for size in shape
+    )
+    if not whole:
+        raise ValueError(
+            f"shape must be a tuple of positive integers, the axes after the batch's such as "
+            f"(16,), got {shape!r}"
+        )
 
 
 def open_unit(u: PerExample) -> PerExample:
@@ -210,6 +291,8 @@ def strata(grid: TimeGrid, num_strata: int, key: Key | None = None) -> PerBucket
       >>> print(ats.timesteps.strata(ats.discrete(1000), 4))
       [125 375 625 875]
     """
-    offset = 0.5 if key is None else jax.random.uniform(key, (num_strata,))
+    offset = 0.5
+    if key is not None:
+        offset = jax.random.uniform(collectives.threefry(key), (num_strata,), jnp.float32)
     u = (jnp.arange(num_strata, dtype=jnp.float32) + offset) / num_strata
     return grid.to_t(open_unit(u))

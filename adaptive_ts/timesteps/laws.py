@@ -104,6 +104,7 @@ def table_sampler(
     importance_weighted: bool = False,
     coupling: Coupling = "independent",
     axis_name: AxisName = None,
+    single: str | None = None,
 ) -> TimestepSampler:
     """The sampler that draws from a table which its state determines.
 
@@ -114,6 +115,7 @@ def table_sampler(
       importance_weighted: weight the draws by 1 / (T p_t).
       coupling: of the draws of a batch.
       axis_name: the mapped axis inside ``shard_map`` or ``pmap``.
+      single: the sampler's name, if it draws one time per example only.
 
     Raises:
       ValueError: an unknown coupling.
@@ -129,7 +131,8 @@ def table_sampler(
     def log_density(state: State, sample: TimestepSample, batch: Batch) -> PerExample:
         return bucket_log_density(grid, probabilities(state), sample.t)
 
-    sample = GridSample(grid, draw, proposal=log_density if importance_weighted else None)
+    proposal = log_density if importance_weighted else None
+    sample = GridSample(grid, draw, proposal=proposal, single=single)
     return TimestepSampler(init, sample, log_density, update)
 
 

@@ -4,14 +4,19 @@ Each is one objective, whatever the model predicts: ``prediction`` names the mod
 squared error, which the weight multiplies, and the weight is converted to it. An SNR of 0 or
 infinity gives the weight at a log-SNR of -40 or 40.
 
+``schedule`` is for ``prediction="v"``, whose error depends on alpha^2 + sigma^2 besides the
+log-SNR: None where that is 1 (the variance is preserved), and where the weighting is handed to
+something that knows the schedule, such as `with_weighting`. It changes nothing for others.
+
 Those that need the noise schedule are in ``scheduled``.
 """
 
 import math
 
+import jax
 import jax.numpy as jnp
 
-from adaptive_ts.schedules.base import MAX_LOG_SNR
+from adaptive_ts.schedules.base import MAX_LOG_SNR, NoiseSchedule
 from adaptive_ts.types import PerExample, Weighting
 from adaptive_ts.weightings.predictions import check_number, weighting_of
 
@@ -42,7 +47,12 @@ def constant(*, prediction: str = "eps") -> Weighting:
 
 
 def p2(
-    gamma: float = 1.0, k: float = 1.0, *, prediction: str = "eps", as_published: bool = False
+    gamma: float = 1.0,
+    k: float = 1.0,
+    *,
+    prediction: str = "eps",
+    schedule: NoiseSchedule | None = None,
+    as_published: bool = False,
 ) -> Weighting:
     """Less weight where there is little noise: 1 / (k + SNR)^gamma on the eps error.
 
@@ -54,6 +64,7 @@ def p2(
       gamma: >= 0.
       k: > 0.
       prediction: what the model predicts: "eps", "x0", "v" or "flow".
+      schedule: the noise schedule, for "v" where it does not preserve the variance.
       as_published: as in the authors' code, the same weights whatever the model predicts.
 
     Returns:
@@ -76,11 +87,15 @@ def p2(
     def log_weight(log_snr: PerExample) -> PerExample:
         return -gamma * jnp.logaddexp(log_k, log_snr)
 
-    return weighting_of(log_weight, prediction if as_published else "eps", prediction)
+    return weighting_of(log_weight, prediction if as_published else "eps", prediction, schedule)
 
 
 def min_snr(
-    gamma: float = 5.0, *, prediction: str = "eps", as_published: bool = False
+    gamma: float = 5.0,
+    *,
+    prediction: str = "eps",
+    schedule: NoiseSchedule | None = None,
+    as_published: bool = False,
 ) -> Weighting:
     """min(SNR, gamma) on the x_0 error: no more than gamma where there is little noise.
 
@@ -89,6 +104,7 @@ def min_snr(
     Args:
       gamma: > 0.
       prediction: what the model predicts: "eps", "x0", "v" or "flow".
+      schedule: the noise schedule, for "v" where it does not preserve the variance.
       as_published: as the type "min_snr_5" of the authors' code: "v" and "flow" get the formula
         of eps, and an SNR of 0 gets weight 1 (where x0's and v's is about 0).
 
@@ -108,7 +124,7 @@ def min_snr(
     """
     log_gamma = math.log(check_number("min_snr", "gamma", gamma))
     if not as_published:
-        return weighting_of(lambda lam: jnp.minimum(lam, log_gamma), "x0", prediction)
+        return weighting_of(lambda lam: jnp.minimum(lam, log_gamma), "x0", prediction, schedule)
 
     def log_weight(log_snr: PerExample) -> PerExample:
         log_w = jnp.minimum(log_snr, log_gamma) - (0 if prediction == "x0" else log_snr)
@@ -117,7 +133,9 @@ def min_snr(
     return weighting_of(log_weight, prediction, prediction)
 
 
-def soft_min_snr(gamma: float = 4.0, *, prediction: str = "eps") -> Weighting:
+def soft_min_snr(
+    gamma: float = 4.0, *, prediction: str = "eps", schedule: NoiseSchedule | None = None
+) -> Weighting:
     """SNR gamma / (SNR + gamma) on the x_0 error: ``min_snr`` without the corner.
 
     It is 1 / (sigma^2 + sigma_data^2) with gamma = 1 / sigma_data^2, here at sigma_data = 0.5.
@@ -132,10 +150,14 @@ def soft_min_snr(gamma: float = 4.0, *, prediction: str = "eps") -> Weighting:
     Source: Crowson et al. 2024 (HDiT), arXiv 2401.11605; code of k-diffusion.
     """
     log_gamma = math.log(check_number("soft_min_snr", "gamma", gamma))
-    return weighting_of(lambda lam: log_gamma - jnp.logaddexp(lam, log_gamma), "eps", prediction)
+    return weighting_of(
+        lambda lam: log_gamma - jnp.logaddexp(lam, log_gamma), "eps", prediction, schedule
+    )
 
 
-def max_snr(gamma: float = 5.0, *, prediction: str = "eps") -> Weighting:
+def max_snr(
+    gamma: float = 5.0, *, prediction: str = "eps", schedule: NoiseSchedule | None = None
+) -> Weighting:
     """max(SNR, gamma) on the x_0 error. Arguments, returns and errors as for ``min_snr``.
 
     Example:
@@ -147,10 +169,10 @@ def max_snr(gamma: float = 5.0, *, prediction: str = "eps") -> Weighting:
     Source: Hang et al. 2023, arXiv 2303.09556, code ("max_snr_k").
     """
     log_gamma = math.log(check_number("max_snr", "gamma", gamma))
-    return weighting_of(lambda lam: jnp.maximum(lam, log_gamma), "x0", prediction)
+    return weighting_of(lambda lam: jnp.maximum(lam, log_gamma), "x0", prediction, schedule)
 
 
-def truncated_snr(*, prediction: str = "eps") -> Weighting:
+def truncated_snr(*, prediction: str = "eps", schedule: NoiseSchedule | None = None) -> Weighting:
     """max(SNR, 1) on the x_0 error: the larger of the errors of x_0 and eps.
 
     Args, returns and errors as for ``constant``.
@@ -163,10 +185,10 @@ def truncated_snr(*, prediction: str = "eps") -> Weighting:
 
     Source: Salimans & Ho 2022, arXiv 2202.00512, Sec. 4.
     """
-    return weighting_of(lambda lam: jnp.maximum(lam, 0.0), "x0", prediction)
+    return weighting_of(lambda lam: jnp.maximum(lam, 0.0), "x0", prediction, schedule)
 
 
-def snr(*, prediction: str = "eps") -> Weighting:
+def snr(*, prediction: str = "eps", schedule: NoiseSchedule | None = None) -> Weighting:
     """SNR on the x_0 error, which is weight 1 on eps.
 
     Args, returns and errors as for ``constant``.
@@ -179,11 +201,11 @@ def snr(*, prediction: str = "eps") -> Weighting:
 
     Source: Salimans & Ho 2022, arXiv 2202.00512, Sec. 4.
     """
-    return weighting_of(jnp.zeros_like, "eps", prediction)
+    return weighting_of(jnp.zeros_like, "eps", prediction, schedule)
 
 
-def snr_plus_one(*, prediction: str = "eps") -> Weighting:
-    """SNR + 1 on the x_0 error, which is weight 1 on v.
+def snr_plus_one(*, prediction: str = "eps", schedule: NoiseSchedule | None = None) -> Weighting:
+    """SNR + 1 on the x_0 error, which is weight 1 on v where alpha^2 + sigma^2 = 1.
 
     Args, returns and errors as for ``constant``.
 
@@ -195,11 +217,15 @@ def snr_plus_one(*, prediction: str = "eps") -> Weighting:
 
     Source: Salimans & Ho 2022, arXiv 2202.00512, Sec. 4.
     """
-    return weighting_of(jnp.zeros_like, "v", prediction)
+    return weighting_of(jax.nn.softplus, "x0", prediction, schedule)
 
 
 def debiased(
-    *, max_snr: float | None = None, prediction: str = "eps", as_published: bool = False
+    *,
+    max_snr: float | None = None,
+    prediction: str = "eps",
+    schedule: NoiseSchedule | None = None,
+    as_published: bool = False,
 ) -> Weighting:
     """1 / sqrt(SNR) on the eps error: more weight where there is much noise.
 
@@ -210,6 +236,7 @@ def debiased(
       max_snr: cap on the SNR, for a smallest weight of 1 / sqrt(max_snr); others than the authors
         use 1000. None for no cap.
       prediction: what the model predicts: "eps", "x0", "v" or "flow".
+      schedule: the noise schedule, for "v" where it does not preserve the variance.
       as_published: as in the authors' code, the same weights whatever the model predicts.
 
     Returns:
@@ -233,10 +260,12 @@ def debiased(
     def log_weight(log_snr: PerExample) -> PerExample:
         return -0.5 * jnp.minimum(log_snr, cap)
 
-    return weighting_of(log_weight, prediction if as_published else "eps", prediction)
+    return weighting_of(log_weight, prediction if as_published else "eps", prediction, schedule)
 
 
-def edm(sigma_data: float = 0.5, *, prediction: str = "eps") -> Weighting:
+def edm(
+    sigma_data: float = 0.5, *, prediction: str = "eps", schedule: NoiseSchedule | None = None
+) -> Weighting:
     """(s^2 + sigma_data^2) / (s sigma_data)^2 on the x_0 error, s = 1 / sqrt(SNR).
 
     It makes the loss of EDM's network 1 at every noise level at the start. With sigma_data = 1 it
@@ -245,6 +274,7 @@ def edm(sigma_data: float = 0.5, *, prediction: str = "eps") -> Weighting:
     Args:
       sigma_data: standard deviation of the data, > 0.
       prediction: what the model predicts: "eps", "x0" (EDM's denoiser), "v" or "flow".
+      schedule: the noise schedule, for "v" where it does not preserve the variance.
 
     Returns:
       A ``Weighting``.
@@ -262,4 +292,4 @@ def edm(sigma_data: float = 0.5, *, prediction: str = "eps") -> Weighting:
     Source: Karras et al. 2022, arXiv 2206.00364, Table 1 and Eq. 8.
     """
     log_variance = 2 * math.log(check_number("edm", "sigma_data", sigma_data))
-    return weighting_of(lambda lam: jnp.logaddexp(lam, -log_variance), "x0", prediction)
+    return weighting_of(lambda lam: jnp.logaddexp(lam, -log_variance), "x0", prediction, schedule)

@@ -63,7 +63,7 @@ def sigmoid(
         log_w = jax.nn.log_sigmoid(bias - log_snr)
         return log_w if slope is None else log_w + slope(log_snr)
 
-    return weighting_of(log_weight, "eps", prediction)
+    return weighting_of(log_weight, "eps", prediction, schedule)
 
 
 def vlb(
@@ -104,7 +104,7 @@ def vlb(
     known(variance, VARIANCES, "variance")
     if schedule.num_timesteps is None:
         slope = _log_slope(schedule)
-        return weighting_of(lambda lam: slope(lam) - math.log(2), "eps", prediction)
+        return weighting_of(lambda lam: slope(lam) - math.log(2), "eps", prediction, schedule)
     betas = discrete_betas(schedule)
     if betas[-1] == 1:
         raise ValueError(
@@ -114,7 +114,7 @@ def vlb(
     log_variance = posterior_tables(schedule, variance).model_log_variance
     rest = 2 * (1 - betas) * noise_variance_table(schedule)
     table = 2 * np.log(betas) - log_variance - np.log(rest)
-    return weighting_of(_by_timestep(schedule, table), "eps", prediction)
+    return weighting_of(_by_timestep(schedule, table), "eps", prediction, schedule)
 
 
 def change_aware(
@@ -174,7 +174,8 @@ def change_aware(
         weights[first:] = np.minimum(weights[first:], weights[min(first, len(weights) - 1)])
     with np.errstate(divide="ignore"):  # a weight of 0
         by_timestep = _by_timestep(schedule, np.log(weights))
-    return weighting_of(by_timestep, prediction if as_published else "eps", prediction)
+    space = prediction if as_published else "eps"
+    return weighting_of(by_timestep, space, prediction, schedule)
 
 
 def _by_timestep(schedule: NoiseSchedule, table: np.ndarray) -> Callable[[PerExample], PerExample]:

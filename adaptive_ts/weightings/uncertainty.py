@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adaptive_ts.collectives import threefry
 from adaptive_ts.types import Key, PerExample
 from adaptive_ts.weightings.predictions import clip_log_snr
 
@@ -81,7 +82,7 @@ def edm2_uncertainty(*, channels: int = 128) -> Uncertainty:
         raise ValueError(f"channels must be an integer of at least 1, got {channels!r}")
 
     def init(key: Key) -> UncertaintyParams:
-        k_frequency, k_phase, k_weight = jax.random.split(key, 3)
+        k_frequency, k_phase, k_weight = jax.random.split(threefry(key), 3)
         return UncertaintyParams(
             2 * math.pi * jax.random.normal(k_frequency, (channels,), jnp.float32),
             2 * math.pi * jax.random.uniform(k_phase, (channels,), jnp.float32),
@@ -91,17 +92,20 @@ def edm2_uncertainty(*, channels: int = 128) -> Uncertainty:
     def apply(params: UncertaintyParams, log_snr: PerExample) -> PerExample:
         frequencies, phases = jax.lax.stop_gradient(params[:2])
         noise_level = -clip_log_snr(log_snr) / 8  # log(sigma) / 4
-        angle = noise_level[:, None] * frequencies[None] + phases[None]
+        row = tuple(range(log_snr.ndim))  # of axes before the channels
+        frequencies, phases = jnp.expand_dims(frequencies, row), jnp.expand_dims(phases, row)
+        angle = noise_level[..., None] * frequencies + phases
         rms = jnp.linalg.norm(params.weight) / math.sqrt(channels)
         weight = params.weight / ((_NORM_EPS + rms) * math.sqrt(channels))
-        return math.sqrt(2) * jnp.sum(jnp.cos(angle) * weight[None], axis=1)
+        return math.sqrt(2) * jnp.sum(jnp.cos(angle) * jnp.expand_dims(weight, row), axis=-1)
 
     def loss(
         params: UncertaintyParams, log_snr: PerExample, weighted_losses: PerExample
     ) -> PerExample:
         if log_snr.shape != weighted_losses.shape:
             raise ValueError(
-                f"log_snr {log_snr.shape} and weighted_losses {weighted_losses.shape}: need (b,)"
+                f"log_snr {log_snr.shape} and weighted_losses {weighted_losses.shape}: need one "
+                "shape, (b,) or that of t"
             )
         u = apply(params, log_snr)
         return jnp.exp(-u) * weighted_losses + u

@@ -22,7 +22,7 @@ BATCH = {"image": IMAGES, "id": jnp.arange(SIZE)}
 def make(**options):
     policy = ats.learning.conv_beta_policy(channels=(4,), hidden=(8,))
     optimizer = options.pop("optimizer", optax.adam(3e-2))
-    options = {"every": 1, "num_buckets": 20, **options}
+    options = {"every": 1, "num_buckets": 20, "num_selected": 3, **options}
     return ats.adaptive(options.pop("grid", GRID), policy, optimizer, **options)
 
 
@@ -43,8 +43,8 @@ def rewarded(sampler, state, key, reward, **extra):
         key=k_update,
         batch=BATCH,
         loss_fn=gain_loss,
-        params={"gain": zero},
-        new_params={"gain": -reward(draw.u)},
+        params={"gain": zero, "other": jnp.float32(0)},
+        new_params={"gain": -reward(draw.u), "other": jnp.float32(1)},
         **extra,
     )
 
@@ -81,8 +81,8 @@ def profiled(sampler, state, key, row, **extra):
         key=key,
         batch=BATCH,
         loss_fn=table_loss,
-        params=jnp.asarray(row, jnp.float32),
-        new_params=jnp.zeros((20,)),
+        params=jnp.append(jnp.asarray(row, jnp.float32), 0),
+        new_params=jnp.zeros((21,)).at[20].set(1),
         **extra,
     )
 
@@ -259,3 +259,13 @@ def test_update_names_what_is_missing():
 def test_images_of_the_wrong_rank():
     with pytest.raises(ValueError, match=r"\(b, H, W, C\)"):
         make().init(jax.random.key(0), {"image": jnp.zeros((4, 8, 8))})
+
+
+def test_init_and_draw_in_one_program():
+    """The compiler then knows how the policy starts: jaxlib's CPU backend got that wrong."""
+    sampler = ats.adaptive(GRID, ats.learning.conv_beta_policy(), optax.adam(1e-3))
+    batch, key = {"image": jnp.tile(IMAGES, (8, 2, 2, 1))}, jax.random.key(0)
+    state = sampler.init(key, batch)
+    apart = sampler.sample(key, state, batch).u
+    at_once = jax.jit(lambda key: sampler.sample(key, sampler.init(key, batch), batch).u)(key)
+    np.testing.assert_allclose(at_once, apart, atol=1e-6)

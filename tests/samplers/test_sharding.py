@@ -101,7 +101,7 @@ def assert_same(found, expected):
         history, history1, strict=True
     ):
         np.testing.assert_array_equal(t.ravel(), t1)
-        np.testing.assert_array_equal(selected.reshape(-1, 3)[0], selected1)
+        np.testing.assert_array_equal(selected.reshape(-1, selected1.size)[0], selected1)
         np.testing.assert_allclose(losses.ravel(), losses1, rtol=1e-5)
         for name, value in metrics1.items():
             np.testing.assert_allclose(

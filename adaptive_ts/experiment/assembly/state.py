@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from adaptive_ts.collectives import seed_key
 from adaptive_ts.experiment.devices import sharding
 from adaptive_ts.learning.statistics import LossStatistics, init_statistics
 from adaptive_ts.types import Batch, Key, Params, Scalar, TimestepSampler
@@ -58,7 +59,7 @@ def make_init(
 
 def final_keys(seed: int) -> tuple[Key, Key]:
     """What a run of this seed measures its bound with at its end, and makes its images from."""
-    _, key = jax.random.split(jax.random.key(seed))
+    _, key = jax.random.split(seed_key(seed))
     of_bound, of_images = jax.random.split(jax.random.fold_in(key, 2**31 - 1))
     return of_bound, of_images
 

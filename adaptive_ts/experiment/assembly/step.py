@@ -204,9 +204,30 @@ def _gradient(
     index = jnp.arange(draw.t.shape[0], dtype=jnp.int32)
     cuts = jax.tree.map(cut, (batch, draw.t, draw.weight, index))
     zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
-    total, losses = jax.lax.scan(add, zero, cuts)
+    # The CPU's compiler makes a convolution's gradient crawl inside a loop.
+    on_cpu = parts.mesh.devices.flat[0].platform == "cpu"
+    total, losses = (_unrolled_scan if on_cpu else jax.lax.scan)(add, zero, cuts)
     loss, grads = jax.tree.map(lambda x: x / num, total)
     return loss, join(losses), grads
+
+
+def _unrolled_scan(f: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any) -> Any:
+    """`jax.lax.scan`, one turn after the other.
+
+    Which row of xs a turn takes depends on the carry, though nothing is above infinity: or else the
+    compiler would keep what all turns need at once.
+    """
+
+    def turn(carry: Any, i: int) -> tuple[Any, Any]:
+        ends = jnp.stack([x[(0,) * x.ndim].astype(jnp.float32) for x in jax.tree.leaves(carry)])
+        row = i + jnp.any(ends > jnp.inf).astype(jnp.int32)
+        return f(carry, jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, row, 0, False), xs))
+
+    carry, seen = init, []
+    for i in range(jax.tree.leaves(xs)[0].shape[0]):
+        carry, y = turn(carry, i)
+        seen.append(y)
+    return carry, jax.tree.map(lambda *ys: jnp.stack(ys), *seen)
 
 
 def _movers(mesh: Mesh) -> tuple[Callable[[Params], Params], Callable[[Params], Params]]:

@@ -94,8 +94,17 @@ def _adaptive(s: Setting, own: Options) -> Options:
 
     c = s.config.sampler
     same = (
-        *("every", "num_selected", "history", "entropy_coef", "common_noise", "entropy", "reduce"),
-        *("normalize_reward", "lagged_selection", "relative", "num_buckets", "jitter", "chunk"),
+        *("every", "num_selected", "history", "entropy_coef", "estimate", "common_noise"),
+        *(
+            "entropy",
+            "reduce",
+            "normalize_reward",
+            "lagged_selection",
+            "relative",
+            "num_buckets",
+            "jitter",
+            "chunk",
+        ),
     )
     clip = optax.clip_by_global_norm(c.clip_norm)
     return {

@@ -18,6 +18,7 @@ _HEURISTICS: Mapping[str, Mapping[str, Any]] = {
 _AS_PUBLISHED = {
     "sampler.learning_rate": 1e-2,
     "sampler.entropy_coef": 1e-2,
+    "sampler.num_selected": 3,
     "sampler.common_noise": False,
     "sampler.entropy": "in_reward",
     "sampler.reduce": "sum",

@@ -187,8 +187,8 @@ class SamplerConfig:
     """What the probe measures: the VLB term (bits/dim), or the training loss."""
     every: int = 40
     """f_S: probe on every such optimizer step."""
-    num_selected: int = 3
-    """|S|: timesteps that make up the reward."""
+    num_selected: int = 2
+    """|S|: timesteps that make up the reward; 3 in the paper."""
     history: int = 20
     """|Q|: profiles that the selection looks back on."""
     entropy_coef: float = 1e-2
@@ -197,6 +197,8 @@ class SamplerConfig:
     """Adam learning rate of the policy."""
     clip_norm: float = 1.0
     """Global-norm clip of the policy's gradient."""
+    estimate: Literal["auto", "difference", "directional"] = "auto"
+    """What the step bought: a difference of losses, or the derivative along it (bfloat16)."""
     common_noise: bool = True
     """Same noise before and after the step; False: fresh noise, as in the published code."""
     entropy: Literal["bonus", "in_reward"] = "bonus"
@@ -209,7 +211,7 @@ class SamplerConfig:
     """Reward with the timesteps selected by the previous probe, as in the published code."""
     relative: bool = False
     """Measure relative decreases: of the logarithm of each timestep's term."""
-    num_buckets: int = 100
+    num_buckets: int = 25
     """Strata of the time axis that a profile covers; T: every timestep, as in the code."""
     jitter: bool = False
     """Draw each stratum's timestep anew at each probe; False: its midpoint."""

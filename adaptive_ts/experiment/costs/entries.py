@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from adaptive_ts.collectives import seed_key
 from adaptive_ts.experiment.assembly.build import build, first_state
 from adaptive_ts.experiment.assembly.state import TrainState
 from adaptive_ts.experiment.assembly.step import make_step
@@ -134,7 +135,7 @@ def flops_per_image(plan: Plan, mesh: Mesh, image: jax.ShapeDtypeStruct) -> floa
       UserError: the network cannot take images of this shape.
     """
     size = max(plan.batch_sizes)
-    built, key = build(plan.config_of("uniform", "float32", size), mesh), jax.random.key(0)
+    built, key = build(plan.config_of("uniform", "float32", size), mesh), seed_key(0)
     _, state = first_state(built, (size, *image.shape), key, mesh)
     batch = put_images(make_pixels(image, size), mesh)
     cost: Any = make_step(built.parts, probe=None).lower(state, batch, key).cost_analysis()
@@ -155,7 +156,7 @@ def make_turns(
     Raises:
       CannotRunError: memory is too short even for the parameters.
     """
-    key = jax.random.key(plan.config.seed)
+    key = seed_key(plan.config.seed)
     batches = {size: put_images(make_pixels(image, size), mesh) for size in plan.batch_sizes}
     names = dict.fromkeys(("uniform", *plan.samplers))
     firsts = {name: _first_state(plan, name, image, mesh, key) for name in names}

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from adaptive_ts.collectives import seed_key
 from adaptive_ts.experiment.assembly.build import Built, build, first_state
 from adaptive_ts.experiment.assembly.state import TrainState
 from adaptive_ts.experiment.assembly.step import StepFn, Variant, make_step, train_steps
@@ -119,7 +120,7 @@ def make_trainers(
     first = next(iter(configs.values()))
     dataset = load_split(first.data, "train", lambda line: None)
     images, _ = dataset.rows(np.arange(first.train.batch_size) % dataset.images.shape[0])
-    batch, key = put_images(images, mesh), jax.random.key(first.seed)
+    batch, key = put_images(images, mesh), seed_key(first.seed)
     states, jobs, whole = {}, {}, sharding.replicated(mesh)
     for name, config in configs.items():
         built = build(config, mesh)

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 from jax.sharding import Mesh
 
+from adaptive_ts.collectives import seed_key
 from adaptive_ts.experiment.assembly.build import (
     Built,
     build,
@@ -90,7 +90,7 @@ def load_trained(
     check_classes(config, dataset)
     shape = dataset.images.shape[1:]
     built = build(config, mesh)
-    key, whole = jax.random.key(config.seed), (config.train.batch_size, *shape)
+    key, whole = seed_key(config.seed), (config.train.batch_size, *shape)
     _, target = first_state(built, whole, key, mesh)
     said: list[str] = []
     with _view(folder, steps if step is None else [step]) as view:

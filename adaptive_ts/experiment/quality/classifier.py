@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from adaptive_ts.collectives import seed_key
 from adaptive_ts.experiment.assembly.step import prepare
 from adaptive_ts.experiment.config.groups import DataConfig
 from adaptive_ts.experiment.data.decoding import Dataset, is_latent
@@ -73,7 +74,7 @@ def load_classifier(data: DataConfig, log: Log = print) -> Classifier:
     train, test = (load_split(data, split, log) for split in ("train", "test"))
     model = _Classifier(train.num_classes)
     image = jnp.zeros((1, *train.images.shape[1:]))
-    params = model.init(jax.random.key(0), image)["params"]
+    params = model.init(seed_key(0), image)["params"]
     folder = folder_of(data, log)
     size = "x".join(map(str, train.images.shape[1:]))
     cache = folder / f"classifier-{size}-{data.downsample}-{train.fingerprint}.npz"

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from adaptive_ts.collectives import seed_key
 from adaptive_ts.diffusion.losses import vlb_terms
 from adaptive_ts.experiment.assembly.build import Built, build, first_state
 from adaptive_ts.experiment.assembly.state import TrainState
@@ -37,7 +38,7 @@ def functions_of(
     whole, rows = sharding.replicated(mesh), sharding.split(mesh)
     shape = train.images.shape[1:]
     size = config.train.batch_size
-    key = jax.random.key(0)
+    key = seed_key(0)
     init, state = first_state(built, (size, *shape), key, mesh)
     batch, held_out = (
         {
@@ -90,7 +91,7 @@ def program(config: Config) -> str:
 
 
 def _errors(built: Built, timesteps: PerBucket) -> Callable[..., PerBucket]:
-    key = jax.random.key(2**31 - 1)
+    key = seed_key(2**31 - 1)
 
     @jax.jit
     def errors(params: Params, batch: Batch, index: jax.Array) -> PerBucket:

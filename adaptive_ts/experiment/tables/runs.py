@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from adaptive_ts.collectives import seed_key
 from adaptive_ts.diffusion.losses import prior_bits_per_dim
 from adaptive_ts.experiment.assembly.build import Built, build, check_classes
 from adaptive_ts.experiment.assembly.state import TrainState, abstract
@@ -119,7 +120,7 @@ def _prepare(
         train=train,
         test=test,
         functions=functions,
-        target=abstract(init, jax.random.key(0), mesh),
+        target=abstract(init, seed_key(0), mesh),
         generate=image_batches(
             config, built, train.images.shape[1:], mesh, latents=is_latent(train.images.dtype)
         ),
@@ -139,7 +140,7 @@ def _run(entry: _Entry, seed: int) -> dict[str, Any]:
 
 def _trained(entry: _Entry, seed: int, checkpoints: Checkpoints | None) -> dict[str, Any]:
     config, total, every = entry.config, entry.config.train.steps, entry.built.probe_every
-    key_init, key = jax.random.split(jax.random.key(seed))
+    key_init, key = jax.random.split(seed_key(seed))
     start, state, progress = 0, None, _Progress([], [], 0.0)
     found = checkpoints and checkpoints.restore_latest(entry.target, lambda line: None)
     if found:
@@ -231,7 +232,7 @@ def _measure(entry: _Entry, params: Params, num: int) -> tuple[np.ndarray, np.nd
 
 
 def _frechet(entry: _Entry, params: Params) -> float:
-    made = entry.generate(params, jax.random.key(2**31 - 2))
+    made = entry.generate(params, seed_key(2**31 - 2))
     features = np.concatenate([entry.features.extract(images) for images in made])
     return _rounded(frechet_distance(gaussian(features), entry.features.reference))
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from adaptive_ts.collectives import seed_key
 from adaptive_ts.experiment.assembly.build import Built, build, check_classes, first_state
 from adaptive_ts.experiment.assembly.state import TrainState, shardings
 from adaptive_ts.experiment.assembly.step import make_density, make_step, variant
@@ -79,7 +80,7 @@ def make_plan(row: str, config: Config, log: Log, *, keep: bool = True) -> Plan:
         )
     built = build(config, mesh)
     keys = jax.jit(jax.random.split, out_shardings=sharding.replicated(mesh))
-    key_init, key = keys(jax.random.key(config.seed))
+    key_init, key = keys(seed_key(config.seed))
     shape = (config.train.batch_size, *dataset.images.shape[1:])
     init, state = first_state(built, shape, key_init, mesh)
     return Plan(row, config, folder, mesh, built, dataset, key, key_init, init, state, log)

@@ -8,6 +8,7 @@ import pytest
 from small_run import arguments, main, parse
 
 from adaptive_ts.experiment.assembly import build
+from adaptive_ts.experiment.assembly import step as step_file
 from adaptive_ts.experiment.assembly.step import make_step
 from adaptive_ts.experiment.devices import sharding
 from adaptive_ts.experiment.errors import UserError
@@ -102,3 +103,33 @@ def test_a_batch_that_does_not_divide_is_told_the_nearest_sizes(size, sizes, tmp
     assert str(error.value) == (
         f"--train.batch_size: {size} is not divisible by 4 microbatches on the 8 devices: {sizes}"
     )
+
+
+def traced(scan, monkeypatch):
+    """The step with this in place of the loop on a CPU: (it, its first state, loops, batch)."""
+    monkeypatch.setattr(step_file, "_unrolled_scan", scan)
+    extra = f"{OPTIONS} 4 --train.batch_size 16"
+    step, init, shape, mesh = small(extra, row="digits_uniform")
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    batch = sharding.put_batch({"image": image, "label": np.zeros(16, np.int32)}, mesh)
+    state = jax.eval_shape(init, jax.random.key(0))
+    loops = str(step.trace(state, batch, jax.random.key(1)).jaxpr).count("scan[")
+    return step, init, loops, batch
+
+
+def test_on_a_cpu_the_microbatches_are_no_loop(run_data, monkeypatch):
+    unrolled = traced(step_file._unrolled_scan, monkeypatch)[2]
+    assert traced(jax.lax.scan, monkeypatch)[2] == unrolled + 1
+
+
+@pytest.mark.slow
+def test_the_sums_of_the_loop_in_the_same_order(run_data, monkeypatch):
+    found = []
+    for scan in (step_file._unrolled_scan, jax.lax.scan):
+        step, init, _, batch = traced(scan, monkeypatch)
+        found.append(jax.device_get(step(init(jax.random.key(0)), batch, jax.random.key(1))))
+    (state, metrics), (same_state, same) = found
+    for name in same:
+        np.testing.assert_allclose(metrics[name], same[name], rtol=1e-6, err_msg=name)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+    jax.tree.map(close, state.opt_state, same_state.opt_state)

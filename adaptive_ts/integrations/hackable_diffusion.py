@@ -4,7 +4,8 @@ Needs the package (Python 3.12): ``pip install 'adaptive-ts[hackable-diffusion]'
 """
 
 import dataclasses
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from hackable_diffusion import hd
 from kauldron import kd
 
 from adaptive_ts.timesteps.grid import GridSample
-from adaptive_ts.types import Batch, Key, LossFn, Params, PerExample, TimestepSampler
+from adaptive_ts.types import Along, Batch, Key, LossFn, Params, PerExample, TimestepSampler
 
 _COLLECTION, _WEIGHT = "timesteps", "timestep_weight"
 _EXAMPLE = {"image": jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)}
@@ -33,19 +34,23 @@ class LawTimeSampler(hd.training.time_sampling.TimeSampler):
 
     Raises:
       ValueError: when built, for a sampler that has a state or weights (this package has no place
-        for either) or whose t is not a real number in [0, 1]; or for axes without 0.
+        for either) or whose t is not a real number in [0, 1]; for axes without 0; for an unknown
+        ``along``.
 
     Source: its own samplers, hackable_diffusion 1.0.1, ``lib/training/time_sampling.py``.
     """
 
     sampler: TimestepSampler
     axes: tuple[int, ...] = (0,)
-    along: Literal["independent", "equal", "increasing"] = "independent"
+    along: Along = "independent"
 
     def __post_init__(self) -> None:
         if 0 not in self.axes:
             raise ValueError(f"axes must have axis 0, the batch's, among them, got {self.axes}")
         _check_law(self.sampler)
+        draw = partial(self.sampler.sample, shape=(1,), along=self.along)
+        state = self.sampler.init(jax.random.key(0), _EXAMPLE)
+        jax.eval_shape(draw, jax.random.key(0), state, _EXAMPLE)  # raises for an unknown along
 
     def __call__(self, key: Key, data_spec: jax.Array) -> jax.Array:
         """Times (B, 1, ..., 1), or with the extents of ``axes`` where they are kept, float32."""
@@ -130,7 +135,7 @@ class SampledTrainStep(kd.train.TrainStep):
         """Kauldron's train state, with the sampler's."""
         state = super().init(elem_spec, **options)
         spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), elem_spec)
-        key = self.rng_streams.init_rngs()["default"]
+        key, _ = jax.random.split(self.rng_streams.init_rngs()["default"])  # kauldron's, to JAX's
         # Copies: kauldron donates its state, in which no two leaves may share a buffer.
         return self._with(state, jax.tree.map(jnp.copy, self.sampler.init(key, spec)))
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from adaptive_ts.types import (
+    Along,
     Batch,
     InitFn,
     Key,
@@ -25,7 +26,7 @@ class Drawn(NamedTuple):
 
     Attributes:
       sample: the timesteps and their weights.
-      losses: (b,) float32, unweighted.
+      losses: float32 of the shape of t, unweighted.
       key: for the sampler's update.
       aux: what the user's loss returned beside its losses; None without ``has_aux``.
     """
@@ -53,7 +54,12 @@ class SampledLoss(NamedTuple):
 
 
 def sampled_loss(
-    sampler: TimestepSampler, loss_fn: Callable[..., Any], *, has_aux: bool = False
+    sampler: TimestepSampler,
+    loss_fn: Callable[..., Any],
+    *,
+    has_aux: bool = False,
+    shape: tuple[int, ...] = (),
+    along: Along = "independent",
 ) -> SampledLoss:
     """A loss that draws its own timesteps, for a train step that has its own optimizer.
 
@@ -66,6 +72,7 @@ def sampled_loss(
         axes after those of ``t`` are averaged here. All that belongs to an example is read from
         the ``batch`` it is given: a probe calls it with other batches, such as one example.
       has_aux: ``loss_fn`` returns a pair, of which the second goes to `Drawn`.
+      shape, along: axes of t after b, as of a `GridSample`; losses then are (b, *shape, ...).
 
     Returns:
       A `SampledLoss`.
@@ -97,7 +104,8 @@ def sampled_loss(
 
     def loss(params: Params, state: State, batch: Batch, key: Key) -> tuple[Scalar, Drawn]:
         key_t, key_loss, key_update = jax.random.split(key, 3)
-        sample = sampler.sample(key_t, state, batch)
+        axes = {"shape": shape, "along": along} if shape else {}  # a user's sampler may have none
+        sample = sampler.sample(key_t, state, batch, **axes)
         losses, aux = split(params, batch, sample.t, key_loss)
         mean = jnp.mean(sample.weight.astype(losses.dtype) * losses)
         return mean, Drawn(sample, losses, key_update, aux)

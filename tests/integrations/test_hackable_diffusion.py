@@ -1,7 +1,5 @@
 """hackable_diffusion itself, version 1.0.1 or later, with our laws and our learned samplers."""
 
-import dataclasses
-import inspect
 import re
 
 import jax
@@ -131,12 +129,6 @@ def test_axes_and_trees_are_checked():
         LawTimeSampler(sampler=uniform)(KEY, {"image": DATA})
 
 
-def takes_shape():
-    """Whether samplers draw times of any shape."""
-    return "shape" in inspect.signature(ats.uniform(TIME).sample.__call__).parameters
-
-
-@pytest.mark.skipif(not takes_shape(), reason="sample takes no shape= yet")
 def test_times_on_kept_axes():
     video = jnp.zeros((512, 4, 2, 2, 1))
     draws = {
@@ -153,28 +145,7 @@ def test_times_on_kept_axes():
     assert np.all(times["equal"] == times["equal"][:, :1])
     assert np.all(np.diff(times["increasing"], axis=1) >= 0)
     with pytest.raises(ValueError, match="along"):
-        LawTimeSampler(sampler=ats.uniform(TIME), axes=(0, 1), along="decreasing")(KEY, video)
-
-
-def test_kept_axes_ask_the_sampler_for_a_shape():
-    """By the contract, with a sampler that says what it was asked for."""
-    asked = []
-
-    def draw(key, state, batch, *, shape=(), along="independent"):
-        asked.append((shape, along))
-        t = jnp.broadcast_to(jnp.arange(3.0).reshape(1, 3) / 4 + 0.1, (2, 3))
-        return ats.TimestepSample(t, t, jnp.ones_like(t))
-
-    @dataclasses.dataclass(frozen=True, eq=False)
-    class Asked(ats.GridSample):
-        def __call__(self, key, state, batch, **options):
-            return self.draw(key, state, batch, **options)
-
-    sampler = ats.uniform(TIME)._replace(sample=Asked(TIME, draw))
-    made = LawTimeSampler(sampler=sampler, axes=(0, 2), along="increasing")
-    times = made(KEY, jnp.zeros((2, 5, 3, 1)))
-    assert times.shape == (2, 1, 3, 1) and asked[-1] == ((3,), "increasing")
-    np.testing.assert_allclose(times[0, 0, :, 0], [0.1, 0.35, 0.6])
+        LawTimeSampler(sampler=ats.uniform(TIME), along="decreasing")
 
 
 def test_nested_samplers():

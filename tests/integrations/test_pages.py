@@ -1,6 +1,5 @@
 """The lines that the how-to pages add: at most ten to a codebase, and they run."""
 
-import inspect
 import re
 from pathlib import Path
 
@@ -105,9 +104,6 @@ def latents(steps):
 
 
 def adaptive():
-    takes = inspect.signature(ats.learning.conv_beta_policy).parameters
-    if "image_key" not in takes or "channel_axis" not in takes:
-        pytest.skip("conv_beta_policy takes neither image_key nor channel_axis yet")
     policy = ats.learning.conv_beta_policy(image_key="pixel_values", channel_axis=1)
     return ats.adaptive(ats.discrete(1000), policy, optax.adam(1e-3), every=1)
 

@@ -163,3 +163,17 @@ def test_it_is_for_shard_map_too(mesh8):
     )(PARAMS, BATCH, jax.random.key(5))
     for a, b in zip(*map(jax.tree.leaves, (whole, split)), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7)
+
+
+def test_times_per_frame():
+    video = {"image": jax.random.normal(jax.random.key(6), (8, 3, 4, 4, 1))}
+    loss_fn = ats.denoising_loss(lambda params, x, t, batch, key: params["scale"] * x, SCHEDULE)
+    sampler = SAMPLERS["second_moment"]()
+    state = sampler.init(jax.random.key(1), video)
+    sampled = ats.integrations.sampled_loss(sampler, loss_fn, shape=(3,), along="increasing")
+    loss, drawn = sampled.loss(PARAMS, state, video, jax.random.key(3))
+    assert drawn.sample.t.shape == drawn.losses.shape == (8, 3)
+    assert np.all(np.diff(drawn.sample.t, axis=1) >= 0)
+    np.testing.assert_allclose(loss, np.mean(drawn.sample.weight * drawn.losses), rtol=1e-6)
+    state, _ = sampled.update(state, drawn, video, PARAMS, PARAMS)
+    assert int(state.count.sum()) == 8 * 3

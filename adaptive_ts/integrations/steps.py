@@ -72,7 +72,7 @@ def sampled_loss(
         axes after those of ``t`` are averaged here. All that belongs to an example is read from
         the ``batch`` it is given: a probe calls it with other batches, such as one example.
       has_aux: ``loss_fn`` returns a pair, of which the second goes to `Drawn`.
-      shape, along: axes of t after b, as of a `GridSample`; losses then are (b, *shape, ...).
+      shape, along: axes of t after b, as of a `GridSample`; losses then are ``(b, *shape, ...)``.
 
     Returns:
       A `SampledLoss`.

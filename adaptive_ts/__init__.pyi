@@ -1,6 +1,6 @@
 """The public names: what resolves lazily at run time, as type checkers see it."""
 
-from . import diffusion, learning, samplers, schedules, timesteps, weightings
+from . import diffusion, integrations, learning, samplers, schedules, timesteps, weightings
 from .density import effective_density
 from .diffusion import ExampleLoss, corrupt, denoising_loss, vlb_loss
 from .samplers import (
@@ -57,6 +57,7 @@ __all__ = [
     "from_probabilities",
     "impact",
     "importance_weighted",
+    "integrations",
     "learning",
     "log_normal_sigma",
     "log_snr_cauchy",

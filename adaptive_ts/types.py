@@ -6,7 +6,7 @@ Axis glossary, used in every signature of this package:
 * ``n``  buckets of the time grid
 * ``s``  selected timesteps
 
-What belongs to a time is (b, *shape) where ``sample`` was given a shape: one per frame, say.
+What belongs to a time is ``(b, *shape)`` where ``sample`` was given a shape: one per frame, say.
 
 t grows with noise. Log-SNR is natural. VLB terms are in bits per dimension.
 """
@@ -37,7 +37,7 @@ _Axes = ParamSpec("_Axes")
 
 
 class TimestepSample(NamedTuple):
-    """One drawn timestep per example, or several: all are (b,), or (b, *shape) where asked for.
+    """One drawn timestep per example, or several: all are (b,), or ``(b, *shape)`` where asked for.
 
     Attributes:
       t: (b,) what the loss sees: int32 in [0, T), or float32 in (t_min, t_max).

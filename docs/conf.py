@@ -23,6 +23,7 @@ extensions = [
     "sphinx.ext.napoleon",
 ]
 exclude_patterns = ["_build", "jupyter_execute", "tables/*.md"]  # the tables are included by pages
+autodoc_mock_imports = ["hackable_diffusion", "kauldron"]  # of an extra, on newer Pythons alone
 html_theme = "furo"
 html_title = f"adaptive_ts {release}"
 html_static_path = ["_static"]

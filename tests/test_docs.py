@@ -38,6 +38,8 @@ def _examples(module) -> list[doctest.DocTest]:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples_run_as_pasted(name):
+    if name == "adaptive_ts.integrations.hackable_diffusion":
+        pytest.importorskip("hackable_diffusion")
     runner, said = doctest.DocTestRunner(verbose=False), []
     for test in _examples(importlib.import_module(name)):
         runner.run(test, out=said.append)
@@ -45,7 +47,7 @@ def test_docstring_examples_run_as_pasted(name):
 
 
 def test_docstring_examples_are_found():
-    modules = [importlib.import_module(name) for name in MODULES]
+    modules = [importlib.import_module(n) for n in MODULES if "hackable_diffusion" not in n]
     found = {test.name for module in modules for test in _examples(module)}
     assert {
         "adaptive_ts.samplers.adaptive.adaptive",

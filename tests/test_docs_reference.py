@@ -1,5 +1,6 @@
 """The reference has each public name on exactly one page."""
 
+import ast
 import functools
 import importlib
 import re
@@ -10,6 +11,7 @@ from documents import ROOT
 FACES = (
     "adaptive_ts",
     "adaptive_ts.diffusion",
+    "adaptive_ts.integrations",
     "adaptive_ts.learning",
     "adaptive_ts.samplers",
     "adaptive_ts.schedules",
@@ -17,6 +19,7 @@ FACES = (
     "adaptive_ts.weightings",
 )
 BESIDE = {"adaptive_ts.testing.SamplerReport"}  # what a public function returns
+EXTRA = "adaptive_ts.integrations.hackable_diffusion"  # imports a package that may not be there
 DIRECTIVE = re.compile(r"^\.\. auto(\w+):: ([\w.]+)", re.MULTILINE)
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 
@@ -34,7 +37,22 @@ def entries() -> list[tuple[str, str]]:
         for page in PAGES
         if "_build" not in page.parts
         for _, name in DIRECTIVE.findall(page.read_text())
+        if not name.startswith(EXTRA)
     ]
+
+
+def test_the_module_of_an_extra_is_in_the_reference():
+    tree = ast.parse((ROOT / f"{EXTRA.replace('.', '/')}.py").read_text())
+    made = [node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    public = {f"{EXTRA}.{name}" for name in made if not name.startswith("_")}
+    listed = [
+        name
+        for page in PAGES
+        if "_build" not in page.parts
+        for _, name in DIRECTIVE.findall(page.read_text())
+        if name.startswith(EXTRA)
+    ]
+    assert sorted(public) == sorted(listed) and len(public) == 4
 
 
 @pytest.mark.parametrize("face", FACES)

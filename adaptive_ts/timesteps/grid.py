@@ -55,7 +55,7 @@ class GridSample:
 
     Called as ``sample(key, state, batch, shape=(), along="independent")``. ``shape`` are axes of
     the times after b, such as (frames,), or (2,) for two modalities; t, u and weight are then
-    (b, *shape). The times of one example are
+    ``(b, *shape)``. The times of one example are
 
     * ``"independent"``: each is a draw of its own, and across the batch the draws at a position
       are coupled as those of a batch without a shape are;

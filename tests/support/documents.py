@@ -46,6 +46,27 @@ def fences(text: str) -> list[Fence]:
     ]  # fmt: skip
 
 
+def added_lines(diff: str) -> list[str]:
+    """The lines that a diff adds, without those that are empty."""
+    return [line[1:] for line in diff.split("\n") if line.startswith("+") and line[1:].strip()]
+
+
+def changed(source: str, diff: str) -> str:
+    """The source after a diff of unnumbered hunks, parted by lines that begin with ``@@``.
+
+    Each hunk's old lines have to be in the source once, one after the other; ``...`` between two
+    of them stands for any others, which go too.
+    """
+    for hunk in filter(str.strip, re.split(r"^@@.*\n?", diff, flags=re.MULTILINE)):
+        lines = hunk.rstrip("\n").split("\n")
+        old = [line[1:] for line in lines if line[:1] in (" ", "-") or line == "..."]
+        new = "".join(f"{line[1:]}\n" for line in lines if line[:1] in (" ", "+"))
+        pattern = "".join(r"(?:.*\n)*?" if line == ".." else re.escape(f"{line}\n") for line in old)
+        source, times = re.subn(f"^{pattern}", lambda _, new=new: new, source, flags=re.MULTILINE)
+        assert times == 1, f"found {times} times:\n{hunk}"
+    return source
+
+
 def python_blocks(text: str) -> list[str]:
     return [block.code for block in fences(text) if block.language == "python"]
 

@@ -16,11 +16,32 @@ _TINY = 1e-30
 
 
 class RewardMoments(NamedTuple):
-    """Sums over examples, decayed from probe to probe, each () float32."""
+    """Sums over examples, decayed from probe to probe, each () float32.
+
+    Attributes:
+      weight: examples.
+      total: of their rewards.
+      total_square: of the squares of their distances from the mean.
+    """
 
     weight: Scalar
     total: Scalar
     total_square: Scalar
+
+
+class Standard(NamedTuple):
+    """What makes a reward an advantage, (reward - pivot - shift) scale, each () float32.
+
+    Attributes:
+      pivot: the mean of the probes before: the distances from it keep their digits.
+      shift: of the mean since.
+      scale: one over the standard deviation, or over what float32 tells apart of rewards this far
+        from the pivot, if that is more.
+    """
+
+    pivot: Scalar
+    shift: Scalar
+    scale: Scalar
 
 
 def init_moments() -> RewardMoments:
@@ -28,52 +49,61 @@ def init_moments() -> RewardMoments:
     return RewardMoments(jnp.float32(0), jnp.float32(0), jnp.float32(0))
 
 
-def mean_and_std(moments: RewardMoments) -> tuple[Scalar, Scalar]:
-    """Mean and standard deviation; both 0 where nothing was seen."""
-    weight = jnp.maximum(moments.weight, _TINY)
-    mean = moments.total / weight
-    return mean, jnp.sqrt(jnp.maximum(moments.total_square / weight - mean * mean, 0.0))
-
-
-def advantages(
-    moments: RewardMoments, reward: PerExample, *, normalize: bool, axis_name: AxisName = None
-) -> tuple[RewardMoments, PerExample, Metrics]:
-    """Rewards as the policy gradient sees them: (reward - mean) / std, by running moments.
+def standardize(
+    moments: RewardMoments, reward: PerExample, *, axis_name: AxisName = None
+) -> tuple[RewardMoments, Standard, Metrics]:
+    """The running moments with a batch of rewards, how they standardise it, and metrics of it.
 
     Args:
       moments: of the probes so far.
-      reward: (b,); those that are not `summable` get advantage 0 and are counted.
-      normalize: False leaves the others as they are.
+      reward: (b,); those that are not `summable` are left out and counted.
       axis_name: the mapped axis inside ``shard_map`` or ``pmap``.
+    """
+    known, pivot = summable(reward), moments.total / jnp.maximum(moments.weight, _TINY)
+    distance = jnp.where(known, reward - pivot, 0.0)
+    count = known.astype(jnp.float32)
+    sums = (count.sum(), distance.sum(), (distance * distance).sum(), (1 - count).sum())
+    num, total, square, bad = collectives.psum(sums, axis_name)
 
-    Returns:
-      The new moments, (b,) advantages, and the metrics ``reward_mean``, ``reward_std`` (of this
-      batch) and ``nonfinite``.
+    weight = _DECAY * moments.weight + num
+    safe, shift = jnp.maximum(weight, _TINY), total / jnp.maximum(weight, _TINY)
+    spread = _DECAY * moments.total_square + jnp.maximum(square - total * shift, 0.0)
+    eps = jnp.finfo(jnp.float32).eps
+    resolved = jnp.sqrt(4 * eps * square / jnp.maximum(num, 1)) + 64 * eps * jnp.abs(pivot + shift)
+    std = jnp.maximum(jnp.sqrt(spread / safe), resolved)
+    # Where all that was seen is exactly 0 the distances are, too.
+    scale = jnp.where(std > 0, 1 / jnp.where(std > 0, std, 1), 0.0)
+
+    own = total / jnp.maximum(num, 1)
+    variance = jnp.maximum(square / jnp.maximum(num, 1) - own * own, 0.0)
+    metrics = {
+        "reward_mean": jnp.where(num > 0, pivot + own, 0.0),
+        "reward_std": jnp.sqrt(variance),
+        "nonfinite": bad,
+    }
+    moments = RewardMoments(weight, (pivot + shift) * weight, spread)
+    return moments, Standard(pivot, shift, scale), metrics
+
+
+def advantages(reward: PerExample, standard: Standard | None) -> PerExample:
+    """Rewards as the policy gradient sees them: standardised, or as they are.
+
+    Args:
+      reward: (b,); those that are not `summable` get advantage 0.
+      standard: from `standardize`; None leaves the others as they are.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from adaptive_ts.learning import reinforce
       >>> reward = jnp.asarray([1.0, 3.0, jnp.nan])
-      >>> _, advantage, metrics = reinforce.advantages(
-      ...     reinforce.init_moments(), reward, normalize=True
-      ... )
-      >>> print(advantage, metrics["reward_mean"], metrics["nonfinite"])
-      [-1.  1.  0.] 2.0 1.0
+      >>> _, standard, metrics = reinforce.standardize(reinforce.init_moments(), reward)
+      >>> print(reinforce.advantages(reward, standard), metrics["reward_mean"])
+      [-1.  1.  0.] 2.0
     """
     known = summable(reward)
-    kept = jnp.where(known, reward, 0.0)
-    count = known.astype(jnp.float32)
-    *sums, bad = collectives.psum(
-        (count.sum(), kept.sum(), (kept * kept).sum(), (1 - count).sum()), axis_name
-    )
-    batch = RewardMoments(*sums)
-    moments = RewardMoments(*(_DECAY * old + new for old, new in zip(moments, batch, strict=True)))
-    batch_mean, batch_std = mean_and_std(batch)
-    metrics = {"reward_mean": batch_mean, "reward_std": batch_std, "nonfinite": bad}
-    if not normalize:
-        return moments, kept, metrics
-    mean, std = mean_and_std(moments)
-    return moments, jnp.where(known, (kept - mean) / jnp.maximum(std, _TINY), 0.0), metrics
+    if standard is not None:
+        reward = (reward - standard.pivot - standard.shift) * standard.scale
+    return jnp.where(known, reward, 0.0)
 
 
 def reinforce_loss(
@@ -121,31 +151,27 @@ def reinforce_loss(
 def in_parts(
     gradient: Callable[[PerExample, float], tuple[Params, Metrics]],
     reward: PerExample,
-    old_mean: Scalar,
-    moments: RewardMoments,
+    standard: Standard,
     entropy_coef: float,
 ) -> tuple[Params, Metrics]:
-    """The gradient at the normalised `advantages`, as a combination of three that don't need them.
+    """The gradient at the standardised `advantages`, made of three that don't need them.
 
     The advantage needs the mean and the std of the rewards, which cross devices; a gradient at it
     would wait for them, and then cross devices too. `reinforce_loss` is linear in advantage and
-    entropy, so both can cross at once: with m an earlier mean, rewards r and their
-    gradient g(advantage, c),
+    entropy, so both can cross at once: with rewards r and their gradient g(advantage, c),
 
-      g((r - mean) / std, c) = g(r - m, 0) / std - g(1, 0) (mean - m) / std + g(0, c).
+      g((r - pivot - shift) scale, c) = g(r - pivot, 0) scale - g(1, 0) shift scale + g(0, c).
 
     Args:
       gradient: g, with metrics that depend on neither argument.
       reward: (b,); those that are not `summable` count for nothing.
-      old_mean: m. Near the mean, so that the first two terms don't cancel.
-      moments: with these rewards.
+      standard: from `standardize`. Its pivot is near the mean, so that the terms don't cancel.
       entropy_coef: c.
     """
-    known, (mean, std) = summable(reward), mean_and_std(moments)
-    scale = 1 / jnp.maximum(std, _TINY)
-    factors = scale, (old_mean - mean) * scale, jnp.float32(1)
+    known, (pivot, shift, scale) = summable(reward), standard
+    factors = scale, -shift * scale, jnp.float32(1)
     found = [
-        gradient(jnp.where(known, reward - old_mean, 0.0), 0.0),
+        gradient(jnp.where(known, reward - pivot, 0.0), 0.0),
         gradient(known.astype(jnp.float32), 0.0),
         gradient(jnp.zeros_like(reward), entropy_coef),
     ]

@@ -71,7 +71,9 @@ def adaptive(
     paper's is `vlb_loss`), ``params`` and ``new_params``. Its extra ``probe=True/False`` decides
     at trace time whether this step probes, in place of the counter inside ``lax.cond``. A step
     that moved no parameter (gradients accumulated or skipped) can't be judged: it learns nothing,
-    says ``probed`` 0, and the probe is due at the next.
+    says ``probed`` 0, and the probe is due at the next. `mixed_with_uniform` tells it by
+    ``uniform_prob`` that some draws were not its own: their scores are weighted by pi(u) over the
+    mixture.
 
     One time per example, since the policy looks at one image: ``sample`` takes no ``shape``.
 
@@ -186,13 +188,14 @@ def adaptive(
         params: Params,
         new_params: Params,
         probe: bool | None = None,
+        uniform_prob: float = 0.0,
         **extra: Any,
     ) -> tuple[AdaptiveState, Metrics]:
         check_plain(params=params, new_params=new_params)
         state, *taken = collectives.detached((state, params, new_params, batch, sample))
 
         def probed(state: AdaptiveState) -> AdaptiveState:
-            step_taken = StepTaken(loss_fn, *taken)
+            step_taken = StepTaken(loss_fn, *taken, uniform_prob=uniform_prob)
             own = collectives.threefry(key)
             return probe_step(state, step_taken, own, grid, policy, optimizer, options)
 

@@ -77,6 +77,7 @@ class StepTaken(NamedTuple):
     new_params: Params
     batch: Batch
     sample: TimestepSample
+    uniform_prob: float
 
 
 def probe_step(
@@ -127,18 +128,16 @@ def probe_step(
         **shared,
     )
     reward = decrease.sum(0) if options.reduce == "sum" else decrease.mean(0)
-    moments, advantage, report = reinforce.advantages(
-        state.reward, reward, normalize=options.normalize_reward, axis_name=axis_name
-    )
+    moments, standard, report = reinforce.standardize(state.reward, reward, axis_name=axis_name)
     report["nonfinite"] += jnp.sum(~summable(profile)).astype(jnp.float32)
 
     def gradient(advantage: PerExample, entropy_coef: float) -> tuple[Params, Metrics]:
         return _policy_gradient(state, step, advantage, policy, entropy_coef, options)
 
     if options.bucket_sharding is not None and options.normalize_reward:
-        old = reinforce.mean_and_std(state.reward)[0]
-        grads, learned = reinforce.in_parts(gradient, reward, old, moments, options.entropy_coef)
+        grads, learned = reinforce.in_parts(gradient, reward, standard, options.entropy_coef)
     else:
+        advantage = reinforce.advantages(reward, standard if options.normalize_reward else None)
         grads, learned = gradient(advantage, options.entropy_coef)
     params, opt_state = _learn(state, grads, optimizer)
     return state._replace(
@@ -167,7 +166,7 @@ def _policy_gradient(
             a,
             b,
             step.sample.u,
-            advantage,
+            advantage * _ratio(a, b, step) if step.uniform_prob else advantage,
             entropy_coef=entropy_coef,
             entropy=options.entropy,
         )
@@ -177,6 +176,16 @@ def _policy_gradient(
         return collectives.pmean(value, options.axis_name), jax.tree.map(jnp.mean, metrics)
 
     return collectives.pmean(jax.grad(loss, has_aux=True)(state.policy), options.axis_name)
+
+
+def _ratio(a: PerExample, b: PerExample, step: StepTaken) -> PerExample:
+    """(b,) pi(u) over the density of the draws: the score of a draw that was not the policy's own.
+
+    As a fraction of uniform's density of u, which is 1 on every grid.
+    """
+    log_prob = policies.beta_log_prob(a, b, step.sample.u)
+    prob = step.uniform_prob
+    return jax.lax.stop_gradient(1 / ((1 - prob) + prob * jnp.exp(-log_prob)))
 
 
 def _learn(

@@ -118,9 +118,21 @@ def mixed_with_uniform(
             log_mix + grid.uniform_log_density(sample.t),
         )
 
+    def update(
+        state: State,
+        sample: TimestepSample,
+        losses: PerExample,
+        *,
+        uniform_prob: float = 0.0,
+        **extra: Any,
+    ) -> tuple[State, Metrics]:
+        # What learns from its draws must know which are its own: of mixtures of mixtures, too.
+        mixed = 1 - (1 - prob) * (1 - uniform_prob)
+        return sampler.update(state, sample, losses, uniform_prob=mixed, **extra)
+
     proposal = None if base.proposal is None else log_density
     sample = GridSample(grid, draw, base.weigh, proposal, base.single)
-    return sampler._replace(sample=sample, log_density=log_density)
+    return sampler._replace(sample=sample, log_density=log_density, update=update)
 
 
 def with_weighting(
@@ -167,7 +179,8 @@ def with_weighting(
 def with_density_of(sampler: TimestepSampler, other: TimestepSampler) -> TimestepSampler:
     """Multiplies the loss of every draw by the density that ``other`` has there.
 
-    weight_i = w_i v_i exp(other.log_density_i), with v the other's own weights. What ``other`` does
+    weight_i = w_i v_i exp(other.log_density_i), with v the other's own weights, its importance
+    weights too. What ``other`` does
     to the objective by drawing more often than uniform becomes a loss weighting, and ``sampler``
     is free to choose the timesteps: an adaptive sampler on top of a heuristic. On top of uniform
     timesteps it is ``other`` by weights, the same objective in expectation.
@@ -181,7 +194,7 @@ def with_density_of(sampler: TimestepSampler, other: TimestepSampler) -> Timeste
       metrics of ``sampler``.
 
     Raises:
-      ValueError: their grids differ.
+      ValueError: their grids differ, or ``other`` learns from its own draws only (`adaptive`).
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -203,7 +216,12 @@ def with_density_of(sampler: TimestepSampler, other: TimestepSampler) -> Timeste
         raise ValueError(
             f"both samplers need the same grid, got timesteps and buckets {sizes[0]} and {sizes[1]}"
         )
-    base, own = sampler.sample, getattr(other.sample, "weigh", None)
+    if getattr(other.sample, "single", None) == "adaptive":
+        raise ValueError(
+            "other is, or wraps, an adaptive sampler, whose policy learns from its own draws only: "
+            "give a sampler that is fixed or learns a table as other, and adaptive as sampler"
+        )
+    base, own = sampler.sample, getattr(other.sample, "factor", None)
     inner = base.weigh if isinstance(base, GridSample) else None
 
     def init(key: Key, batch: Batch) -> State:
@@ -212,7 +230,10 @@ def with_density_of(sampler: TimestepSampler, other: TimestepSampler) -> Timeste
 
     def factor(state: State, sample: TimestepSample, batch: Batch) -> PerExample:
         density = jnp.exp(jax.lax.stop_gradient(other.log_density(state[1], sample, batch)))
-        return density if own is None else density * own(state[1], sample, batch)
+        if own is None:
+            return density
+        # What other never draws counts for nothing, whatever its importance weight.
+        return jnp.where(density > 0, density * own(state[1], sample, batch), 0.0)
 
     def weigh(state: State, sample: TimestepSample, batch: Batch) -> PerExample:
         weight = factor(state, sample, batch)

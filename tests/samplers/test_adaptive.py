@@ -10,7 +10,6 @@ import pytest
 from sklearn.feature_selection import SelectKBest, f_regression
 
 import adaptive_ts as ats
-from adaptive_ts.learning import reinforce
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 SIZE, T = 16, 100
@@ -199,23 +198,6 @@ def test_rewards_that_are_not_finite_are_left_out_and_counted():
     assert metrics["nonfinite"] == SIZE + 20
     for leaf in jax.tree.leaves(state):
         assert np.isfinite(leaf).all()
-
-
-def test_running_moments_and_advantages():
-    rng = np.random.default_rng(0)
-    moments, weights, rewards = reinforce.init_moments(), [], []
-    for scale in (1.0, 10.0, 0.1):
-        reward = rng.normal(2 * scale, scale, 50).astype(np.float32)
-        moments, advantage, metrics = reinforce.advantages(
-            moments, jnp.asarray(reward), normalize=True
-        )
-        weights = [w * 0.9 for w in weights] + [np.ones(50)]
-        rewards.append(reward)
-        mean = np.average(np.concatenate(rewards), weights=np.concatenate(weights))
-        var = np.average((np.concatenate(rewards) - mean) ** 2, weights=np.concatenate(weights))
-        np.testing.assert_allclose(advantage, (reward - mean) / np.sqrt(var), rtol=1e-3, atol=1e-4)
-        assert metrics["reward_mean"] == pytest.approx(reward.mean(), rel=1e-4)
-        assert metrics["reward_std"] == pytest.approx(reward.std(), rel=1e-3)
 
 
 def test_buckets_are_at_most_the_timesteps():

@@ -194,8 +194,8 @@ def test_policy_gradient_in_parts_is_that_at_the_advantages(entropy):
     rng = np.random.default_rng(0)
     x, u = (jnp.asarray(rng.uniform(0.1, 0.9, 32), jnp.float32) for _ in range(2))
     reward = jnp.asarray(rng.normal(0.3, 0.1, 32), jnp.float32).at[3].set(jnp.nan)
-    before, _, _ = reinforce.advantages(reinforce.init_moments(), x, normalize=True)
-    moments, advantage, _ = reinforce.advantages(before, reward, normalize=True)
+    before, _, _ = reinforce.standardize(reinforce.init_moments(), x)
+    _, standard, _ = reinforce.standardize(before, reward)
 
     def gradient(advantage, entropy_coef):
         def loss(p):
@@ -206,8 +206,8 @@ def test_policy_gradient_in_parts_is_that_at_the_advantages(entropy):
 
         return jax.grad(loss)(jnp.asarray([0.5, 0.2, -0.3])), {}
 
-    old, _ = reinforce.mean_and_std(before)
-    found, _ = reinforce.in_parts(gradient, reward, old, moments, 0.1)
+    found, _ = reinforce.in_parts(gradient, reward, standard, 0.1)
+    advantage = reinforce.advantages(reward, standard)
     np.testing.assert_allclose(found, gradient(advantage, 0.1)[0], rtol=1e-4)
 
 

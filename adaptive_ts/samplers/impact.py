@@ -60,12 +60,12 @@ def impact(
     The objective is J_kappa = sum over buckets b of L_b^kappa / kappa, with L_b the mean of
     ``objective`` (a per-example loss) in bucket b of t; kappa = 0 is its limit, sum of log L_b.
 
-    Every ``every``-th optimizer step, with l_t the extra ``loss_fn``, ``update`` the model's own
-    optimizer and g = grad J from one stratified batch:
+    Every ``every``-th optimizer step, with l_t the extra ``loss_fn``, g = grad J from one
+    stratified batch and P g what the model's own optimizer makes of g (`optimizer_response`):
 
-    1. impact_b = -<grad l_b, update(g) - update(0)>, for all buckets in one forward-mode pass
-       (`forward_impact`), on fresh examples and noise;
-    2. impact / (mean_b |impact_b| + tiny) joins an exponential average;
+    1. impact_b = <grad l_b, P g>, for all buckets in one forward-mode pass (`forward_impact`), on
+       fresh examples and noise;
+    2. impact / mean_b |impact_b| joins an exponential average;
     3. p_b = (1 - uniform_prob) softmax(average_b / temperature) + uniform_prob / n.
 
     All weights are 1: the shift of the training loss is intended (`importance_weighted` undoes

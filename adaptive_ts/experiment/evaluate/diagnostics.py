@@ -102,10 +102,10 @@ def step_effects(
 ) -> jax.Array:
     """(n, n): by how much a step on the loss at timestep i lowers the loss at timestep j.
 
-      effect[i, j] = L_j(params) - L_j(params + update(g_i) - update(0)),   g_i = grad L_i
+      effect[i, j] = L_j(params) - L_j(params + (update(g_i) - update(-g_i)) / 2),   g_i = grad L_i
 
     g_i is the mean gradient over ``batch``, update the optimizer's; L_j is the mean over
-    ``held_out`` with the same noise before and after. Subtracting update(0) leaves out the
+    ``held_out`` with the same noise before and after. The odd part of the update leaves out the
     momentum, which belongs to steps taken before.
 
     Args:

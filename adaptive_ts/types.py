@@ -105,7 +105,9 @@ class UpdateFn(Protocol[_Extra]):
     """``update(state, sample, losses, **extra) -> (state, metrics)``.
 
     ``extra`` may hold ``key``, ``batch``, ``loss_fn``, ``params``, ``new_params``, ``opt_state``
-    and ``probe``. A sampler declares those it needs and ignores the rest. Losses have t's shape.
+    and ``probe``. A sampler declares those it needs and ignores the rest. `mixed_with_uniform` adds
+    ``uniform_prob``, the share of draws that are uniform, for what learns from its own draws.
+    Losses have t's shape.
     """
 
     def __call__(

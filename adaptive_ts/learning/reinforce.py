@@ -114,6 +114,7 @@ def reinforce_loss(
     *,
     entropy_coef: float,
     entropy: Literal["bonus", "in_reward"] = "bonus",
+    ratio: PerExample | None = None,
 ) -> Scalar:
     """The loss whose gradient is the policy gradient of a Beta policy at the draws u.
 
@@ -127,6 +128,7 @@ def reinforce_loss(
       advantage: (b,) constants.
       entropy_coef: c.
       entropy: where the entropy term sits.
+      ratio: (b,) constants, pi(u) over the density that u was drawn with; None for 1.
 
     Returns:
       () the mean over this device's examples.
@@ -143,6 +145,8 @@ def reinforce_loss(
     """
     advantage, u = jax.lax.stop_gradient((advantage, u))
     log_prob, bonus = beta_log_prob(a, b, u), entropy_coef * beta_entropy(a, b)
+    if ratio is not None:
+        log_prob = log_prob * jax.lax.stop_gradient(ratio)
     if entropy == "in_reward":
         return -jnp.mean(log_prob * (advantage + bonus))
     return -jnp.mean(log_prob * advantage) - jnp.mean(bonus)

@@ -10,8 +10,8 @@ import optax
 from adaptive_ts.types import Params, Scalar
 
 _SQUARES = {"nu", "exp_avg_sq", "v_row", "sum_of_squares"}  # fields of second moments
-_MOMENTA = {"mu", "trace", "momentum", "exp_avg", "acc_grads"}
-_SMALL, _LARGE = 0.3, 1e3
+_MOMENTA = {"mu", "momentum", "exp_avg", "acc_grads"}
+_SMALL, _LARGE = 0.1, 1e3
 
 
 def optimizer_response(
@@ -34,10 +34,13 @@ def optimizer_response(
       grads: of params' structure; 0 for integer leaves.
       opt_state: from before the step.
       params: likewise.
-      scale: c; `memory_scale` for a response that is linear in the gradient.
+      scale: c, () float32; `memory_scale` for a response that is linear in the gradient.
 
     Returns:
       Of params' structure and dtypes; 0 everywhere in a step that only accumulates.
+
+    Raises:
+      ValueError: an optimizer that needs more than these (``contrib.momo``: the loss).
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -53,8 +56,15 @@ def optimizer_response(
 
     def moved(sign: int) -> Params:
         signed = jax.tree.map(lambda g: (sign * scale).astype(g.dtype) * g, grads)
-        with jax.numpy_dtype_promotion("standard"):  # optax multiplies counters by floats
-            return optimizer.update(signed, opt_state, params)[0]
+        try:
+            with jax.numpy_dtype_promotion("standard"):  # optax multiplies counters by floats
+                return optimizer.update(signed, opt_state, params)[0]
+        except TypeError as error:
+            raise ValueError(
+                "impact calls the optimizer's update with gradients, state and params, and it "
+                f"answers: {error}; give impact one that needs no more, or take adaptive, which "
+                "needs none"
+            ) from error
 
     def odd(ahead: jax.Array, behind: jax.Array, param: jax.Array) -> jax.Array:
         half = (ahead - behind).astype(jnp.float32) / 2
@@ -66,10 +76,11 @@ def optimizer_response(
 def memory_scale(opt_state: optax.OptState, grads: Params) -> Scalar:
     """The c at which c g is to an optimizer as its own past gradients are, whatever g's scale.
 
-    Where it remembers squares (Adam, RMSprop, Adafactor, Prodigy, Muon beside Adam), a third of
+    Where it remembers squares (Adam, RMSprop, Adafactor, Prodigy, Muon beside Adam), a tenth of
     their root: too little to change them, so that the response is P g with P of the past. Where it
     remembers momentum only (Lion, Muon alone), far more than it: the response is that to a
-    gradient that stays, sign(g) or its orthogonal factor. Else 1, and at the first step.
+    gradient that stays, sign(g) or its orthogonal factor. Else, and at the first step, the c at
+    which c g has a root mean square of 1: no epsilon decides.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -77,7 +88,7 @@ def memory_scale(opt_state: optax.OptState, grads: Params) -> Scalar:
       >>> tx, g = optax.adam(1e-3, b2=0.75), jnp.asarray([3.0, -3.0])
       >>> _, state = tx.update(g, tx.init(g), g)
       >>> print(memory_scale(state, g), memory_scale(state, 100 * g))
-      0.15 0.0015
+      0.05 0.0005
     """
     fields = _fields(opt_state)
     squares = [x for name, xs in fields.items() if name in _SQUARES for x in xs]
@@ -90,8 +101,8 @@ def memory_scale(opt_state: optax.OptState, grads: Params) -> Scalar:
     if "estim_lr" in fields:  # Prodigy's are of gradients times its estimate
         root = root / fields["estim_lr"][0]
     memory = jnp.where(root > 0, _SMALL * root, memory)
-    known = (memory > 0) & (size > 0)
-    return jnp.where(known, memory / jnp.where(known, size, 1), 1).astype(jnp.float32)
+    memory = jnp.where(memory > 0, memory, 1)
+    return jnp.where(size > 0, memory / jnp.where(size > 0, size, 1), 1).astype(jnp.float32)
 
 
 def _fields(opt_state: optax.OptState) -> dict[str, list[jax.Array]]:

@@ -166,9 +166,10 @@ def _policy_gradient(
             a,
             b,
             step.sample.u,
-            advantage * _ratio(a, b, step) if step.uniform_prob else advantage,
+            advantage,
             entropy_coef=entropy_coef,
             entropy=options.entropy,
+            ratio=_ratio(a, b, step) if step.uniform_prob else None,
         )
         metrics = {"alpha_mean": a, "beta_mean": b, "entropy": policies.beta_entropy(a, b)}
         # The mean over devices on both sides of the gradient is right whether or not the mapped

@@ -233,7 +233,7 @@ def with_density_of(sampler: TimestepSampler, other: TimestepSampler) -> Timeste
         if own is None:
             return density
         # What other never draws counts for nothing, whatever its importance weight.
-        return jnp.where(density > 0, density * own(state[1], sample, batch), 0.0)
+        return density * jnp.where(density > 0, own(state[1], sample, batch), 0.0)
 
     def weigh(state: State, sample: TimestepSample, batch: Batch) -> PerExample:
         weight = factor(state, sample, batch)

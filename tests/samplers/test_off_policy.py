@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import special
 
 import adaptive_ts as ats
 from adaptive_ts.experiment.config.command_line import parse
@@ -19,9 +20,10 @@ POLICY = ats.learning.Policy(  # Beta(2, 2) for every image
 )
 
 
-def gradients(wrap, reward, *, num=400):
+def gradients(wrap, reward, *, num=400, **options):
     """(num, 2) of the policy's (a, b), one per probe; reward is a function of u."""
-    options = {"entropy_coef": 0.0, "normalize_reward": False, "num_buckets": 4, "every": 1}
+    options = {"entropy_coef": 0.0, **options}
+    options |= {"normalize_reward": False, "num_buckets": 4, "every": 1}
     sampler = wrap(ats.adaptive(GRID, POLICY, optax.sgd(1.0), **options))
 
     def loss_fn(params, batch, t, key):
@@ -34,7 +36,8 @@ def gradients(wrap, reward, *, num=400):
         zero = jnp.zeros((SIZE,))
         after, _ = sampler.update(
             state, draw, zero, key=keys[1], batch=BATCH, loss_fn=loss_fn, probe=True,
-            params={"gain": zero}, new_params={"gain": -reward(draw.u)},
+            params={"gain": zero, "other": 0.0},
+            new_params={"gain": -reward(draw.u), "other": 1.0},
         )  # fmt: skip
         return after.policy - state.policy
 
@@ -65,6 +68,17 @@ def test_a_mixture_s_policy_gradient_is_the_policy_s_own(wrap, reward):
         np.testing.assert_allclose(mean, 0, atol=0.02)
     else:
         assert mean[0] > 0.1 > -0.1 > mean[1]
+
+
+@pytest.mark.parametrize("entropy", ["bonus", "in_reward"])
+def test_a_mixture_s_entropy_term_is_the_policy_s_own(entropy):
+    """In closed form: c dH, or inside the reward -c H dH."""
+    slope = float(2 * special.polygamma(1, 4) - special.polygamma(1, 2))
+    value = float(np.log(1 / 6) - 2 * special.digamma(2) + 2 * special.digamma(4))
+    expected = 0.5 * slope * (1 if entropy == "bonus" else -value)
+    options = {"entropy": entropy, "entropy_coef": 0.5}
+    found = gradients(lambda s: ats.mixed_with_uniform(s, 0.5), jnp.zeros_like, **options)
+    np.testing.assert_allclose(found.mean(0), expected, atol=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -252,7 +252,7 @@ def test_one_time_per_example_or_a_refusal():
         (impact, "impact"),
         (ats.importance_weighted(ats.mixed_with_uniform(impact, 0.5)), "impact"),
         (ats.with_density_of(adaptive, ats.uniform(grid)), "adaptive"),
-        (ats.with_density_of(ats.uniform(grid), adaptive), "adaptive"),
+        (ats.with_density_of(ats.uniform(grid), impact), "impact"),
     ):
         state = jax.eval_shape(sampler.init, jax.random.key(0), BATCH)
         for along in ALONG:

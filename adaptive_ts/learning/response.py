@@ -53,12 +53,14 @@ def optimizer_response(
     Source: this library's own.
     """
     scale = jnp.asarray(scale, jnp.float32)
+    # In float32 throughout: a difference of two bfloat16 updates is rounding.
+    grads, opt_state, wide = jax.tree.map(_widened, (grads, opt_state, params))
 
     def moved(sign: int) -> Params:
         signed = jax.tree.map(lambda g: (sign * scale).astype(g.dtype) * g, grads)
         try:
             with jax.numpy_dtype_promotion("standard"):  # optax multiplies counters by floats
-                return optimizer.update(signed, opt_state, params)[0]
+                return optimizer.update(signed, opt_state, wide)[0]
         except TypeError as error:
             raise ValueError(
                 "impact calls the optimizer's update with gradients, state and params, and it "
@@ -103,6 +105,12 @@ def memory_scale(opt_state: optax.OptState, grads: Params) -> Scalar:
     memory = jnp.where(root > 0, _SMALL * root, memory)
     memory = jnp.where(memory > 0, memory, 1)
     return jnp.where(size > 0, memory / jnp.where(size > 0, size, 1), 1).astype(jnp.float32)
+
+
+def _widened(x: jax.Array) -> jax.Array:
+    kind = jnp.result_type(x)
+    low = jnp.issubdtype(kind, jnp.floating) and kind.itemsize < 4
+    return jnp.asarray(x, jnp.float32) if low else x
 
 
 def _fields(opt_state: optax.OptState) -> dict[str, list[jax.Array]]:

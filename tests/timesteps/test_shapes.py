@@ -194,7 +194,7 @@ def test_updates_take_the_losses_of_all_times(name):
     # The same losses, one time per example, of a batch three times as large.
     flat = jax.tree.map(lambda x: x.reshape(6, -1), (draw, losses))
     expected, _ = jax.lax.scan(lambda s, x: (sampler.update(s, *x)[0], None), state, flat)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
     density = np.exp(
         np.asarray(sampler.log_density(found, jax.tree.map(lambda x: x[-1], draw), BATCH))
     )

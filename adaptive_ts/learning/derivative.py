@@ -29,10 +29,14 @@ def derivative_along(
     Args:
       f: of the parameters.
       params: a pytree of arrays; integer leaves stay as they are.
-      tangent: of the params' structure and dtypes; those of integer leaves are not looked at.
+      tangent: of the params' structure, shapes and dtypes; integer leaves are not looked at.
 
     Returns:
       Two arrays of f's shape.
+
+    Raises:
+      ValueError: a tangent of another shape or dtype than its parameter. Errors of ``f`` are its
+        own.
 
     Example:
       >>> import jax.numpy as jnp
@@ -55,6 +59,12 @@ def derivative_along(
         [leaf for m, leaf in zip(moves, jax.tree.leaves(tree), strict=True) if m]
         for tree in (params, tangent)
     )
+    for param, move in zip(start, direction, strict=True):
+        if (param.shape, param.dtype) != (move.shape, move.dtype):
+            raise ValueError(
+                f"a parameter is {param.dtype}{list(param.shape)} and its tangent {move.dtype}"
+                f"{list(move.shape)}: give both the same"
+            )
     if not start:
         value = f(params)
         return value, jnp.zeros_like(value)
@@ -147,6 +157,7 @@ def _obstacle(f: Callable[..., jax.Array], start: _Leaves, direction: _Leaves) -
     try:
         program = jax.make_jaxpr(lambda p, d: _forward(f, p, d))(start, direction)
     except (TypeError, ValueError, NotImplementedError) as error:
+        jax.eval_shape(f, *start)  # what is wrong with f itself is raised as it is
         return f"an operation ({' '.join(str(error).split())[:80]})"
     if all(eqn.primitive.name != "custom_lin" for eqn in _equations(program)):
         return None

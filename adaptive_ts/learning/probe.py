@@ -1,7 +1,7 @@
 """What one optimizer step bought, by timestep: differences of losses."""
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -108,15 +108,8 @@ def decrease_on_batch(
             values = loss_fn(p, batch, t, collectives.device_key(k, axis_name))
         return per_example(values, size)
 
-    decrease = _decrease(
-        losses,
-        params,
-        new_params,
-        (timesteps[0], key),
-        estimate=estimate,
-        common_noise=common_noise,
-        relative=relative,
-    )
+    how = _How(estimate, common_noise, relative)
+    decrease = _decrease(losses, params, new_params, (timesteps[0], key), how)
     over_timesteps = jax.vmap if sharding is None else unrolled
     if common_noise:
         return over_timesteps(lambda t: decrease(t, key, key))(timesteps)
@@ -184,15 +177,8 @@ def decrease_profile(
         return per_example(value, 1)[0]
 
     key = collectives.threefry(key)
-    decrease = _decrease(
-        losses,
-        params,
-        new_params,
-        (timesteps[0], key),
-        estimate=estimate,
-        common_noise=common_noise,
-        relative=relative,
-    )
+    how = _How(estimate, common_noise, relative)
+    decrease = _decrease(losses, params, new_params, (timesteps[0], key), how)
     fresh = jax.random.split(key)
 
     def at_bucket(t: jax.Array, index: jax.Array) -> jax.Array:
@@ -203,17 +189,21 @@ def decrease_profile(
     return over_buckets(at_bucket, timesteps, chunk, axis_name, sharding)
 
 
+class _How(NamedTuple):
+    estimate: Estimate
+    common_noise: bool
+    relative: bool
+
+
 def _decrease(
     losses: Callable[[Params, jax.Array, Key], jax.Array],
     params: Params,
     new_params: Params,
     example: tuple[jax.Array, Key],
-    *,
-    estimate: Estimate,
-    common_noise: bool,
-    relative: bool,
+    how: _How,
 ) -> Callable[[jax.Array, Key, Key], jax.Array]:
     """(t, key before, key after) -> what the step bought at t; ``example`` is such a (t, key)."""
+    estimate, common_noise, relative = how
     if estimate == "auto":
         low = common_noise and computes_low(lambda p: losses(p, *example), params)
         estimate = "directional" if low else "difference"

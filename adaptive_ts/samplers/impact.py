@@ -162,8 +162,8 @@ def impact(
         **extra: Any,
     ) -> tuple[ImpactState, Metrics]:
         check_plain(params=params, opt_state=opt_state, new_params=new_params)
-        state, params, opt_state, batch = detached((state, params, opt_state, batch))
-        new_params = detached(new_params)
+        given = (state, params, opt_state, batch, new_params)
+        state, params, opt_state, batch, new_params = detached(given)
 
         def probed(state: ImpactState) -> ImpactState:
             model = Model(loss_fn, params, opt_state, optimizer, batch, sample.t.shape[0])

@@ -111,6 +111,19 @@ def test_no_warning_where_the_rule_does_not_meet_the_parameters(recwarn):
     assert not recwarn.list
 
 
+def test_what_is_wrong_with_the_function_is_raised_as_it_is(recwarn):
+    def f(w):
+        raise ValueError("no such layer")
+
+    with pytest.raises(ValueError, match=r"^no such layer"):
+        derivative_along(f, W, D)
+    with pytest.raises(TypeError, match="incompatible shapes"):
+        derivative_along(lambda w: w + jnp.ones((3, 7)), W, D)
+    with pytest.raises(ValueError, match=r"float32\[4, 5\] and its tangent bfloat16\[4, 5\]"):
+        derivative_along(jnp.sin, W, D.astype(jnp.bfloat16))
+    assert not recwarn.list
+
+
 def test_integer_leaves_stay():
     params = {"w": W, "step": jnp.int32(3)}
     tangent = {"w": D, "step": jnp.int32(0)}

@@ -40,6 +40,20 @@ def _zeros(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Ar
     return 0.0 * jax.random.uniform(key, shape, dtype)
 
 
+def _conv_by_patches(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+    """The 3x3 convolution with a pad of 1, as one matrix product.
+
+    Where the image is smaller than the kernel XLA exchanges the two, and its CPU backend has no
+    fast convolution of that kind (findings/xla_cpu_convolution_of_an_image_below_its_kernel.sh):
+    one on 2x2 pixels took a third as long as a small U-Net's whole step.
+    """
+    b, height, width, _channels = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    patches = jnp.concatenate(shifted, axis=-1).reshape(b * height * width, -1)
+    return (patches @ kernel.reshape(-1, kernel.shape[-1])).reshape(b, height, width, -1)
+
+
 class _ConvBeta(nn.Module):
     channels: tuple[int, ...]
     hidden: tuple[int, ...]
@@ -52,7 +66,8 @@ class _ConvBeta(nn.Module):
             window = (factor, factor)
             x = nn.avg_pool(x, window, window, padding="SAME", count_include_pad=False)
         for width in self.channels:
-            x = nn.relu(nn.Conv(width, (3, 3), padding=1)(x))
+            own = _conv_by_patches if min(x.shape[1:3]) < 3 else None
+            x = nn.relu(nn.Conv(width, (3, 3), padding=1, conv_general_dilated=own)(x))
             if min(x.shape[1:3]) >= 2:
                 x = nn.max_pool(x, (2, 2), (2, 2))
         x = x.reshape(x.shape[0], -1)

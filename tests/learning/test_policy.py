@@ -155,6 +155,29 @@ def test_any_image_size(shape, strict):
     assert params["Dense_0"]["kernel"].shape[0] <= 8192
 
 
+@pytest.mark.parametrize("side", [1, 2])
+def test_convolutions_of_less_than_a_kernel_are_products(side):
+    x = jax.random.normal(jax.random.key(0), (3, side, 2, 5))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 5, 4))
+
+    def conv(x, kernel):
+        labels = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=labels
+        )
+
+    found, back = jax.vjp(policy._conv_by_patches, x, kernel)
+    right, right_back = jax.vjp(conv, x, kernel)
+    np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(back(right), right_back(right), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    small = policy.conv_beta_policy(hidden=(8,))
+    batch = {"image": jnp.zeros((4, side, 2, 1))}
+    params = small.init(jax.random.key(2), batch)
+    text = jax.jit(small.apply).lower(params, batch).as_text()
+    assert "stablehlo.convolution" not in text
+
+
 def test_large_images_are_pooled_to_max_side():
     net = policy.conv_beta_policy(max_side=4)
     small = np.random.default_rng(0).uniform(-1, 1, (2, 4, 3, 1)).astype(np.float32)

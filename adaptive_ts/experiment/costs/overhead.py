@@ -88,7 +88,7 @@ def text(result: Overhead, config: Config) -> str:
     counts = ", ".join(f"{name} {value / 1e9:.3f} G" for name, value in result.flops.items())
     lines = [
         f"{c.name} over uniform, {config.data.name}, batch {result.batch_size}, "
-        f"f_S={result.every}, on {jax.device_count()} x {device}:",
+        f"f_S={result.every}, on {jax.device_count()} x {device}, jaxlib {jax.lib.__version__}:",
         f"  wall-clock per step  {statistics.median(ratios):.3f} x  (min {ratios[0]:.3f}, "
         f"max {ratios[-1]:.3f} of {len(ratios)} cycles; {1e3 * result.seconds[1]:.1f} ms over "
         f"{1e3 * result.seconds[0]:.1f} ms)",

@@ -32,10 +32,12 @@ class Race(NamedTuple):
     """Attributes:
     seconds: of each turn, by name, one for each round that was finished.
     failures: name -> why it cannot run.
+    cpu_seconds: as ``seconds``, of all of the process's threads on the host.
     """
 
     seconds: dict[Any, list[float]]
     failures: dict[Any, str]
+    cpu_seconds: Mapping[Any, list[float]] = {}
 
 
 class Trainer:
@@ -154,10 +156,11 @@ def in_turn(
       after_turn: hears the name after each turn.
       after_round: hears of what there is so far after each round that counts.
     """
-    race = Race({name: [] for name in turns}, {})
+    race, cpu = Race({name: [] for name in turns}, {}), {name: [] for name in turns}
+    race = race._replace(cpu_seconds=cpu)
     for number in range(rounds + 1):
         for name in list(turns):
-            began = time.perf_counter()
+            began, cpu_began = time.perf_counter(), time.process_time()
             try:
                 turns[name]()
             except CannotRunError as error:
@@ -166,6 +169,7 @@ def in_turn(
             else:
                 if number:
                     race.seconds[name].append(time.perf_counter() - began)
+                    cpu[name].append(time.process_time() - cpu_began)
             after_turn(name)
         if number:
             after_round(race)

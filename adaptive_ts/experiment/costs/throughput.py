@@ -124,7 +124,9 @@ def _about(
     computed_in: dict[str, str],
 ) -> dict[str, Any]:
     config, kind = plan.config, mesh.devices.flat[0].device_kind
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")}
+    versions = {
+        name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")
+    }
     settings = [explained(dtype, kind) for dtype, kind in computed_in.items()]
     if plan.torch:
         settings.append(torch_trainer.settle(mesh, computed_in.get("float32", "tf32")))

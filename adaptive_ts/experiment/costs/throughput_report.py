@@ -51,8 +51,9 @@ def rows(entries: Sequence[Entry], race: Race, yardstick: Yardstick) -> list[dic
     """One dict per entry: its images/s over the rounds, and what follows from them.
 
     ``over_uniform`` is the median over the rounds of the ratio to JAX's uniform sampler at the
-    same dtype and batch size. FLOPs are the model's alone: what a sampler computes beside it is
-    cost without use.
+    same dtype and batch size, and ``over_torch`` that to PyTorch's {"eager", "compiled"}, with
+    ``cpu``, PyTorch's CPU seconds over ours. FLOPs are the model's alone: what a sampler computes
+    beside it is cost without use.
     """
     found = []
     for entry in entries:
@@ -65,6 +66,7 @@ def rows(entries: Sequence[Entry], race: Race, yardstick: Yardstick) -> list[dic
             }  # fmt: skip
             if entry.kind == "train":
                 row |= _of_training(entry, speeds, race, yardstick)
+                row["over_torch"] = _over_torch(entry, race)
         found.append(row)
     return found
 
@@ -89,6 +91,24 @@ def _of_training(
     }
 
 
+def _over_torch(entry: Entry, race: Race) -> dict[str, dict[str, float]]:
+    if entry.framework == "torch":
+        return {}
+    found = {}
+    for name in ("eager", "compiled"):
+        other = entry._replace(framework="torch", name=name)
+        pairs = zip(race.seconds.get(other, []), race.seconds[entry], strict=False)
+        ratios = [theirs / own for theirs, own in pairs]
+        if ratios:
+            found[name] = {
+                "min": min(ratios), "median": statistics.median(ratios), "max": max(ratios)
+            }  # fmt: skip
+            cpu = zip(race.cpu_seconds.get(other, []), race.cpu_seconds.get(entry, []), strict=True)
+            used = [theirs / own for theirs, own in cpu if own > 0]
+            found[name] |= {"cpu": statistics.median(used)} if used else {}
+    return found
+
+
 def text(report: Mapping[str, Any]) -> str:
     """The report, to be read."""
     lines = [
@@ -104,6 +124,7 @@ def text(report: Mapping[str, Any]) -> str:
     trained = [row for row in report["rows"] if row["kind"] == "train"]
     generated = [row for row in report["rows"] if row["kind"] == "generate"]
     lines += [_row_line(row) for row in trained]
+    lines += [line for row in trained for line in _torch_lines(row)]
     lines += [_best_line(trained, dtype) for dtype in report["peak_tflops"]]
     if generated:
         lines += ["", f"generation, images/s: {report['generation']}"]
@@ -130,6 +151,17 @@ def _row_line(row: Mapping[str, Any]) -> str:
     told = ["" if v is None else form.format(v) for v, form in zip(cells, forms, strict=True)]
     note = f"  {row['note']}" if row["note"] else ""
     return _line(head, row["batch_size"], own, *told) + note
+
+
+def _torch_lines(row: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for name, ratio in row.get("over_torch", {}).items():
+        cpu = f"; CPU seconds, PyTorch's over ours: {ratio['cpu']:.3f}" if "cpu" in ratio else ""
+        lines.append(
+            f"  {row['dtype']} {row['name']}, batch {row['batch_size']}, over PyTorch {name}: "
+            f"{ratio['median']:.3f} x ({ratio['min']:.3f} to {ratio['max']:.3f}) the images/s{cpu}"
+        )
+    return lines
 
 
 def _best_line(trained: Sequence[Mapping[str, Any]], dtype: str) -> str | None:

@@ -12,6 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from adaptive_ts.experiment.devices.memory import keep_freed_memory
 from adaptive_ts.experiment.errors import UserError
 
 AXES = ("data", "fsdp")
@@ -23,6 +24,8 @@ def make_mesh(
 ) -> Mesh:
     """A mesh of the given devices, or of all there are, in the order of their processes.
 
+    On CPUs the process keeps from here on the memory that it frees (`memory.keep_freed_memory`).
+
     Args:
       devices: a process's own follow one another, so that its rows of a batch do.
       data: devices along ``data``; None: as many as there are.
@@ -31,6 +34,7 @@ def make_mesh(
     Raises:
       UserError: there are more or fewer devices than these.
     """
+    keep_freed_memory()
     devices = sorted(devices or jax.devices(), key=lambda d: (d.process_index, d.id))
     count = len(devices)
     if count % fsdp:

@@ -56,6 +56,7 @@ def main(argv: list[str]) -> int:
     import jax
 
     from adaptive_ts.experiment.devices import sharding
+    from adaptive_ts.experiment.devices.compiling import keep_compiled
     from adaptive_ts.experiment.evaluate.evaluation import conditions_of, folder_name, measure
     from adaptive_ts.experiment.evaluate.inputs import read_inputs
     from adaptive_ts.experiment.evaluate.report import report_lines, write_results
@@ -68,6 +69,7 @@ def main(argv: list[str]) -> int:
     own = read_config(run)
     config = request.options(own, args)
     _check(args, parser, config)
+    keep_compiled()
     mesh = sharding.make_mesh()
     inputs = read_inputs(args, config, mesh, log)
     trained = load_trained(run, config, mesh, step=args.step, log=log)

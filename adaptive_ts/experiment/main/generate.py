@@ -33,6 +33,7 @@ def main(argv: list[str]) -> int:
     """The command."""
     args = make_parser().parse_args(argv)
     from adaptive_ts.experiment.devices import sharding
+    from adaptive_ts.experiment.devices.compiling import keep_compiled
     from adaptive_ts.experiment.generate.making import describe, make_images
     from adaptive_ts.experiment.generate.trained import load_trained, read_config
     from adaptive_ts.experiment.generate.writing import folder_name, write_images
@@ -41,6 +42,7 @@ def main(argv: list[str]) -> int:
     config = options(read_config(run), args)
     if args.out is not None:
         check_empty(args.out)  # before anything slow
+    keep_compiled()
     mesh = sharding.make_mesh()
     trained = load_trained(run, config, mesh, step=args.step)
     images = make_images(config, trained, mesh, args)

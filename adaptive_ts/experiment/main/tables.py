@@ -81,9 +81,9 @@ def main(argv: list[str]) -> int:
     args, overrides = arguments(argv)
     # This process builds, the others train: it must not take all of a GPU's memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from adaptive_ts.experiment.devices.compiling import keep_compiled
     from adaptive_ts.experiment.tables import plan
     from adaptive_ts.experiment.tables.jobs import run_jobs
-    from adaptive_ts.experiment.tables.program_cache import keep_compiled
     from adaptive_ts.experiment.tables.records import read_runs
     from adaptive_ts.experiment.tables.report import write_report
     from adaptive_ts.experiment.tables.times import measure_times

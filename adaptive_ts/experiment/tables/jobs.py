@@ -109,7 +109,8 @@ def _work(
     """Runs a job in a process of its own; steps done and finished runs go into the queue."""
     import jax
 
-    from adaptive_ts.experiment.tables.program_cache import keep_compiled, program_of
+    from adaptive_ts.experiment.devices.compiling import keep_compiled
+    from adaptive_ts.experiment.tables.program_cache import program_of
     from adaptive_ts.experiment.tables.runs import contest
 
     keep_compiled()

@@ -8,17 +8,11 @@ import jax
 
 import adaptive_ts
 from adaptive_ts.experiment.config.groups import Config
+from adaptive_ts.experiment.devices.compiling import CACHE
 from adaptive_ts.experiment.errors import UserError
 from adaptive_ts.experiment.files import read_json, write_json
 from adaptive_ts.experiment.tables.programs import program
 from adaptive_ts.experiment.tables.records import fingerprint
-
-CACHE = Path("~/.cache/adaptive_ts").expanduser()
-
-
-def keep_compiled() -> None:
-    """What is compiled from here on is kept, and found again by the next process."""
-    jax.config.update("jax_compilation_cache_dir", str(CACHE / "xla"))
 
 
 def program_of(config: Config) -> str:

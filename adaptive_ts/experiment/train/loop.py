@@ -56,7 +56,7 @@ def _run(plan: Plan, several: bool) -> int:
             plan.log(ending.complete_text(folder, config))
             return 0
         plan.log(_opening(plan, start))
-        with compiling(make_jobs(plan, start)) as compiled:
+        with compiling(make_jobs(plan, start), once=("init",)) as compiled:
             if state is None:
                 state = compiled("init")(plan.key_init)
             state, elapsed, stopped = _train(plan, checkpoints, state, start, meta, compiled)

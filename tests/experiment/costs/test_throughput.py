@@ -127,6 +127,25 @@ def test_rows_and_text():
     )
 
 
+def test_against_torch():
+    uniform, _, compiled, larger, _ = entries()
+    seconds = {uniform: [1.0, 2.0, 2.0], compiled: [1.0, 3.0, 2.5], larger: [1.0, 1.0, 1.0]}
+    cpu = {uniform: [2.0, 2.0, 4.0], compiled: [2.0, 3.0, 5.0], larger: [1.0, 1.0, 1.0]}
+    race = throughput_race.Race(seconds, {}, cpu)
+    found = rows([uniform, compiled, larger], race, Yardstick(10, 2e9, {"float32": None}, 1))
+    ratio = {"min": 1.0, "median": 1.25, "max": 1.5, "cpu": 1.25}
+    assert [row["over_torch"] for row in found] == [{"compiled": ratio}, {}, {}]
+    about = {
+        "row": "digits", "model": "unet", "devices": "1 x cpu", "device_kind": "cpu", "every": 10,
+        "cycles": 3, "settings": [], "flops_per_image": 2e9, "peak_tflops": {"float32": None},
+        "rows": found,
+    }  # fmt: skip
+    assert (
+        "uniform, batch 8, over PyTorch compiled: 1.250 x (1.000 to 1.500) the images/s; "
+        "CPU seconds, PyTorch's over ours: 1.250"
+    ) in text(about)
+
+
 def test_turns_are_taken_in_rounds_and_one_that_cannot_run_is_left_out():
     order, finished = [], []
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from adaptive_ts.experiment.models.convert import from_torch
-from adaptive_ts.experiment.models.unet import UNet, timestep_embedding
+from adaptive_ts.experiment.models.unet import UNet, conv_of_doubled, timestep_embedding
 
 SMALL = UNet(channels=32, multipliers=(1, 2), res_blocks=1, attention=(False, True))
 
@@ -226,3 +226,23 @@ def test_attention_needs_an_entry_per_level():
 def test_a_label_has_no_use():
     with pytest.raises(ValueError, match=r"unconditional, got a label of shape \(1,\); pass"):
         abstract_params(SMALL, (1, 8, 8, 3), label=jnp.zeros(1, jnp.int32))
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4, 3), (1, 1, 5, 2)])
+def test_the_convolution_of_doubled_pixels(shape):
+    def doubled_first(x, kernel):
+        x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+        labels = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=labels)
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, kernel = (
+        jax.random.normal(k, s) for k, s in zip(keys, (shape, (3, 3, shape[-1], 4)), strict=False)
+    )
+    found, back = jax.vjp(conv_of_doubled, x, kernel)
+    right, right_back = jax.vjp(doubled_first, x, kernel)
+    assert found.shape == (shape[0], 2 * shape[1], 2 * shape[2], 4)
+    np.testing.assert_allclose(found, right, rtol=1e-5, atol=2e-5)
+    along = jax.random.normal(keys[2], found.shape)
+    for ours, theirs in zip(back(along), right_back(along), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=5e-5)

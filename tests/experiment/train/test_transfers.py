@@ -26,8 +26,8 @@ def watched(run_data, tmp_path_factory):
             owner[id(leaf)] = f"{what} {name}", number[0], leaf  # the leaf lives: its id is its own
 
     @contextlib.contextmanager
-    def compiling(jobs):
-        with real["compiling"](jobs) as compiled:
+    def compiling(jobs, **options):
+        with real["compiling"](jobs, **options) as compiled:
             yield lambda name: compiled(name) if name == "init" else call(name, compiled(name))
 
     def call(name, function):

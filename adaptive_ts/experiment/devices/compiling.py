@@ -39,28 +39,29 @@ def compiling(
     """name -> the compiled function, waiting for it if need be; each is compiled exactly once.
 
     XLA compiles one function on one core: functions compiled one by one leave the others idle.
+    Tracing is Python, which one thread does at a time: in the order given, so that what is wanted
+    first is not kept waiting by what is long.
 
     Args:
-      jobs: name -> (a jitted function, its arguments, abstract or real), in the order in which they
-        are begun, as many at once as there are cores.
+      jobs: name -> (a jitted function, its arguments, abstract or real), most urgent first.
       once: names of functions that are called once or twice, which are not optimised.
     """
     # While grain is imported no other thread can import anything: it replaces Python's own way to.
     with quiet():
         import grain  # noqa: F401
     options = {name: compiler_options(once=name in once) for name in jobs}
-    pool = concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count())
+    tracer = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+    pool = concurrent.futures.ThreadPoolExecutor(max_workers=(os.cpu_count() or 1) + 1)
+    traced = {name: tracer.submit(f.lower, *args) for name, (f, args) in jobs.items()}
     futures = {
-        name: pool.submit(
-            lambda f, args, own: compile_with(f.lower(*args), own),
-            *(function, args, options[name]),
-        )
-        for name, (function, args) in jobs.items()
+        name: pool.submit(lambda lowered, own: compile_with(lowered.result(), own), *job)
+        for name, job in ((name, (traced[name], options[name])) for name in jobs)
     }
     try:
         yield lambda name: futures[name].result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        for threads in (tracer, pool):
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def compile_with(lowered: Lowered, options: dict[str, Any]) -> Compiled:

@@ -87,7 +87,7 @@ def make_plan(row: str, config: Config, log: Log, *, keep: bool = True) -> Plan:
 
 
 def make_jobs(plan: Plan, start: int) -> Jobs:
-    """What a run compiles that goes on from step ``start``, for `compiling`, in this order.
+    """What a run compiles that goes on from step ``start``, for `compiling`.
 
     ``"init"`` (key) at the start; the values of ``probe`` that the steps ahead have (state, batch,
     key); ``"density"`` (sampler state, batch).
@@ -105,9 +105,6 @@ def make_jobs(plan: Plan, start: int) -> Jobs:
     first = {} if start else {"init": (jax.jit(plan.init, out_shardings=placed), (plan.key_init,))}
     steps = {
         probe: (make_step(parts, probe=probe, state=plan.state), (plan.state, batch, plan.key))
-        for probe in variants
+        for probe in sorted(variants, key=bool)  # the first steps don't probe
     }
-    # The step that probes takes as long to compile as all else together: it is begun with.
-    probing = {True: steps.pop(True)} if True in steps else {}
-    density = {"density": (make_density(parts), (plan.state.sampler, batch))}
-    return {**probing, **first, **steps, **density}
+    return {**first, **steps, "density": (make_density(parts), (plan.state.sampler, batch))}

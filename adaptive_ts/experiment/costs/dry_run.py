@@ -40,7 +40,7 @@ def dry_run(row: str, config: Config, *, log: Log = print) -> int:
         plan = make_plan(row, replace(config, elsewhere), log, keep=False)
         began = time.monotonic()
         jobs = make_jobs(plan, 0)
-        with compiling(jobs) as compiled:
+        with compiling(jobs, once=("init",)) as compiled:
             steps = {name: compiled(name) for name in jobs if name not in ("init", "density")}
             compiled("density")
             waited = time.monotonic() - began

@@ -156,8 +156,7 @@ def in_turn(
       after_turn: hears the name after each turn.
       after_round: hears of what there is so far after each round that counts.
     """
-    race, cpu = Race({name: [] for name in turns}, {}), {name: [] for name in turns}
-    race = race._replace(cpu_seconds=cpu)
+    race = Race({name: [] for name in turns}, {}, {name: [] for name in turns})
     for number in range(rounds + 1):
         for name in list(turns):
             began, cpu_began = time.perf_counter(), time.process_time()
@@ -169,7 +168,7 @@ def in_turn(
             else:
                 if number:
                     race.seconds[name].append(time.perf_counter() - began)
-                    cpu[name].append(time.process_time() - cpu_began)
+                    race.cpu_seconds[name].append(time.process_time() - cpu_began)
             after_turn(name)
         if number:
             after_round(race)

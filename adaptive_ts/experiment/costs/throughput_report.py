@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from adaptive_ts.experiment.costs import torch_trainer
 from adaptive_ts.experiment.costs.peaks import utilisation
 from adaptive_ts.experiment.costs.race import Race
 
@@ -61,9 +62,7 @@ def rows(entries: Sequence[Entry], race: Race, yardstick: Yardstick) -> list[dic
         row = {**entry._asdict(), "seconds": race.seconds[entry]}
         row |= {"images_per_s": None, "note": race.failures.get(entry)}
         if speeds:
-            row["images_per_s"] = {
-                "min": min(speeds), "median": statistics.median(speeds), "max": max(speeds)
-            }  # fmt: skip
+            row["images_per_s"] = _spread(speeds)
             if entry.kind == "train":
                 row |= _of_training(entry, speeds, race, yardstick)
                 row["over_torch"] = _over_torch(entry, race)
@@ -80,8 +79,7 @@ def _of_training(
     entry: Entry, speeds: list[float], race: Race, yardstick: Yardstick
 ) -> dict[str, Any]:
     uniform = entry._replace(framework="jax", name="uniform")
-    over = [race.seconds[uniform]] if uniform in race.seconds else []
-    ratios = [u / own for us in over for u, own in zip(us, race.seconds[entry], strict=False)]
+    ratios = _ratios(race.seconds, uniform, entry)
     median, flops = statistics.median(speeds), yardstick.flops_per_image
     peak = yardstick.peaks[entry.dtype]
     return {
@@ -95,18 +93,22 @@ def _over_torch(entry: Entry, race: Race) -> dict[str, dict[str, float]]:
     if entry.framework == "torch":
         return {}
     found = {}
-    for name in ("eager", "compiled"):
+    for name in torch_trainer.FLAVOURS:
         other = entry._replace(framework="torch", name=name)
-        pairs = zip(race.seconds.get(other, []), race.seconds[entry], strict=False)
-        ratios = [theirs / own for theirs, own in pairs]
+        ratios = _ratios(race.seconds, other, entry)
         if ratios:
-            found[name] = {
-                "min": min(ratios), "median": statistics.median(ratios), "max": max(ratios)
-            }  # fmt: skip
-            cpu = zip(race.cpu_seconds.get(other, []), race.cpu_seconds.get(entry, []), strict=True)
-            used = [theirs / own for theirs, own in cpu if own > 0]
-            found[name] |= {"cpu": statistics.median(used)} if used else {}
+            used = _ratios(race.cpu_seconds, other, entry)
+            found[name] = _spread(ratios) | ({"cpu": statistics.median(used)} if used else {})
     return found
+
+
+def _ratios(seconds: Mapping[Any, list[float]], other: Entry, own: Entry) -> list[float]:
+    """The other's seconds over one's own, of the rounds that both finished."""
+    return [a / b for a, b in zip(seconds.get(other, []), seconds.get(own, []), strict=False)]
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
 def text(report: Mapping[str, Any]) -> str:

@@ -44,19 +44,22 @@ def compiling(
 
     Args:
       jobs: name -> (a jitted function, its arguments, abstract or real), most urgent first.
-      once: names of functions that are called once or twice, which are not optimised.
+      once: names of functions that are called once or twice, which are not optimised. What they
+        make differs in its last bits from what optimised ones make: of the first state, "init",
+        every command says it.
     """
     # While grain is imported no other thread can import anything: it replaces Python's own way to.
     with quiet():
         import grain  # noqa: F401
-    options = {name: compiler_options(once=name in once) for name in jobs}
+    usual, quick = compiler_options(), compiler_options(once=True)
     tracer = concurrent.futures.ThreadPoolExecutor(max_workers=1)
     pool = concurrent.futures.ThreadPoolExecutor(max_workers=(os.cpu_count() or 1) + 1)
     traced = {name: tracer.submit(f.lower, *args) for name, (f, args) in jobs.items()}
-    futures = {
-        name: pool.submit(lambda lowered, own: compile_with(lowered.result(), own), *job)
-        for name, job in ((name, (traced[name], options[name])) for name in jobs)
-    }
+
+    def compiled(name: Any) -> Compiled:
+        return compile_with(traced[name].result(), quick if name in once else usual)
+
+    futures = {name: pool.submit(compiled, name) for name in jobs}
     try:
         yield lambda name: futures[name].result()
     finally:

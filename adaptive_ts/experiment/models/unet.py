@@ -179,8 +179,12 @@ class UNet(nn.Module):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = block(h, level, widths[level], f"up_{level}_{i}")
             if level > 0:
-                doubling = {"kernel_init": _INIT, "conv_general_dilated": conv_of_doubled}
-                h = conv(widths[level], f"up_{level}_conv", **doubling)(h)
+                doubling = conv(
+                    *(widths[level], f"up_{level}_conv"),
+                    kernel_init=_INIT,
+                    conv_general_dilated=conv_of_doubled,
+                )
+                h = doubling(h)
 
         h = nn.silu(Norm(self.groups, name="out_norm")(h))
         return conv(x.shape[-1], "out_conv", kernel_init=_ZERO)(h).astype(jnp.float32)

@@ -109,7 +109,7 @@ def _prepare(
     check_classes(config, train)
     strata = geometric_strata(built.parts.grid.num_buckets)
     jobs, init = functions_of(config, built, train, mesh)
-    with compiling(jobs) as compiled:
+    with compiling(jobs, once=("init",)) as compiled:
         functions = {name: compiled(name) for name in jobs}
     held_out = [prepare(held_out_batch(test, i)[0], None)["image"] for i in range(BATCHES)]
     prior = np.mean([prior_bits_per_dim(built.schedule, jnp.asarray(x)) for x in held_out])
